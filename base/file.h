@@ -1,0 +1,52 @@
+/* file.h - files as bytes: map, read whole, write so that a half-written file is never seen
+ *
+ * Layer 1. Only regular files are read (a pipe or a directory gets a clear error), unless said. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/str.h"
+
+struct file_map {
+    const unsigned char *data; /* NULL for an empty file */
+    size_t size_bytes;
+};
+
+/* Maps a regular file read-only. file_unmap releases it. */
+bool file_map(const char *path, struct file_map *map, struct err *err);
+void file_unmap(struct file_map *map);
+
+/* Reads a whole regular file of at most max_bytes. Returns owned, NUL-terminated after *len bytes. */
+char *file_read(const char *path, size_t max_bytes, size_t *len, struct err *err);
+/* Reads a stream to its end (stdin); name is for messages. Returns owned, NUL-terminated. */
+char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t *len,
+                       struct err *err);
+
+bool file_exists(const char *path);
+bool file_is_folder(const char *path);
+/* mkdir -p. */
+bool file_make_folder(const char *path, struct err *err);
+/* "dir/name" into out. */
+void file_join(struct str *out, const char *folder, const char *name);
+/* Part after the last '/'. Borrowed. */
+const char *file_name(const char *path);
+
+/* A file under construction: written beside its place under a temporary name, appearing under its
+ * own name only by file_commit (fsync + rename). file_abandon removes it. */
+struct file_output {
+    FILE *stream;
+    char *path;      /* owned */
+    char *temporary; /* owned */
+};
+bool file_begin(struct file_output *output, const char *path, struct err *err);
+bool file_commit(struct file_output *output, struct err *err);
+void file_abandon(struct file_output *output);
+/* The three steps for bytes in memory. */
+bool file_write(const char *path, const void *bytes, size_t len, struct err *err);
+
+#endif

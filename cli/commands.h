@@ -1,0 +1,15 @@
+/* commands.h - the list of commands; each lives in cmd_<name>.c */
+#ifndef CLI_COMMANDS_H
+#define CLI_COMMANDS_H
+
+#include "cli/options.h"
+
+/* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help. */
+#define COMMANDS(X)                                                                                \
+    X(gates)
+
+#define X(name) extern const struct command command_##name;
+COMMANDS(X)
+#undef X
+
+#endif

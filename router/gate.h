@@ -1,0 +1,107 @@
+/* gate.h - the gate specification: every published router as plain data, in one line of text
+ *
+ * Layer 2: calls base only; pure (no allocation, no I/O). The language:
+ *
+ *     sigmoid,bias,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5         (DeepSeek-V3)
+ *
+ * `gate_parse` reads it, `gate_print` writes it, and print(parse(x)) is canonical: parsing it again
+ * gives an equal struct. A specification may begin with a preset (`deepseek-v3`) or `native`, whose
+ * items the following ones override. Formulas and sources: router/MATH.md. */
+#ifndef ROUTER_GATE_H
+#define ROUTER_GATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/err.h"
+
+/* How a logit becomes a score. X(enum, text, help) */
+#define GATE_SCORES(X)                                                                             \
+    X(SCORE_SOFTMAX, "softmax", "exp(l - max) / sum over all experts")                             \
+    X(SCORE_SIGMOID, "sigmoid", "1 / (1 + exp(-l))")                                               \
+    X(SCORE_SQRTSOFTPLUS, "sqrtsoftplus", "sqrt(log(1 + exp(l)))")                                 \
+    X(SCORE_IDENTITY, "identity", "the logit itself")
+
+/* How a group is scored from its experts' choice scores. */
+#define GATE_GROUP_RULES(X)                                                                        \
+    X(GROUP_MAX, "max", "the best expert of the group (DeepSeek-V2)")                              \
+    X(GROUP_TOP2SUM, "top2sum", "sum of the two best (DeepSeek-V3)")                               \
+    X(GROUP_TOPSUM, "topsum", "sum of the k/KEEP best (Megatron-LM)")
+
+/* What experts of dropped groups are set to before the final top-k. */
+#define GATE_FILLS(X)                                                                              \
+    X(FILL_NEG_INF, "-inf", "never chosen")                                                        \
+    X(FILL_ZERO, "0", "zero: may win over a negative choice score (a group escape)")
+
+#define GATE_ORDERS(X)                                                                             \
+    X(ORDER_SCORE_TOPK, "score-topk", "score all experts, then choose")                            \
+    X(ORDER_TOPK_SCORE, "topk-score", "choose on logits, then score over the chosen (gpt-oss)")
+
+#define GATE_NORMS(X)                                                                              \
+    X(NORM_NONE, "none", "the scores as they are")                                                 \
+    X(NORM_SUM, "sum", "divided by (their sum + EPS)")                                             \
+    X(NORM_CLAMP, "clamp", "divided by max(their sum, MIN)")                                       \
+    X(NORM_P, "p", "divided by their p-norm")
+
+#define X(e, text, help) e,
+enum gate_score { GATE_SCORES(X) };
+enum gate_group_rule { GATE_GROUP_RULES(X) };
+enum gate_fill { GATE_FILLS(X) };
+enum gate_order { GATE_ORDERS(X) };
+enum gate_norm { GATE_NORMS(X) };
+#undef X
+
+/* Which function routes: the table of all of the above, or a named special one. */
+#define GATE_FNS(X)                                                                                \
+    X(GATE_TABLE, "table", "score, bias, groups, top-k, norm, scale as specified")                 \
+    X(GATE_SPARSEMIXER, "sparsemixer", "PhiMoE's top-2 with jitter threshold EPS, evaluation form") \
+    X(GATE_LLAMA4, "llama4", "top-k on logits, sigmoid weights that scale the expert's input")
+
+#define X(e, text, help) e,
+enum gate_fn { GATE_FNS(X) };
+#undef X
+
+struct gate {
+    enum gate_fn fn;
+    float fn_arg; /* sparsemixer: EPS */
+    enum gate_score score;
+    bool bias;       /* a correction bias is added for the choice only */
+    int groups;      /* N; 0 or 1 = none (canonical: 0) */
+    int groups_kept; /* KEEP; 0 when there are no groups */
+    enum gate_group_rule group_rule;
+    enum gate_fill fill;
+    int topk; /* k >= 1 */
+    enum gate_order order;
+    enum gate_norm norm;
+    float norm_arg; /* EPS of sum, MIN of clamp, P of p */
+    float scale;
+};
+
+enum { GATE_TEXT_BYTES = 256, GATE_MAX_TOPK = 256, GATE_MAX_EXPERTS = 65536 };
+
+/* Reads one specification. `native` is what the capture used (NULL: the word is refused). The
+ * result is checked in itself (not against a number of experts: gate_check). */
+bool gate_parse(const char *text, const struct gate *native, struct gate *gate, struct err *err);
+
+/* Writes the canonical line, always NUL-terminated. */
+void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]);
+
+bool gate_equal(const struct gate *a, const struct gate *b);
+
+/* Can this gate route among `experts`? Refuses with the reason: k > E, groups that do not divide E,
+ * kept groups that hold fewer than k experts, a gate that needs a bias where there is none. */
+bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err);
+
+/* True when the two provably choose the same experts for any logits, given that they see the same
+ * bias values (law 5): they differ only in what cannot move a choice. Reasoning in MATH.md. */
+bool gate_same_choice(const struct gate *a, const struct gate *b);
+
+/* Presets, for `steelyard gates`; ends with name == NULL. */
+struct gate_preset {
+    const char *name;
+    const char *spec;
+    const char *source; /* where the rule was read */
+};
+extern const struct gate_preset gate_presets[];
+
+#endif

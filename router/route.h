@@ -1,0 +1,40 @@
+/* route.h - from the logits of a token to its experts and their weights
+ *
+ * Layer 2, pure: no allocation, no I/O. The only place that turns scores into choices (law 1): the
+ * engine calls it live and the simulator calls it in replay, so both see the same bits. All
+ * arithmetic is f32 in a fixed order without contraction; exp and log are ours (router/mathf.h), so
+ * the bits are the same on every machine. Letters: T tokens, E experts, k chosen.
+ *
+ * Ties: the higher choice score wins, then the lower expert index (law 7). */
+#ifndef ROUTER_ROUTE_H
+#define ROUTER_ROUTE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "router/gate.h"
+
+/* What a rectangle of tokens was routed to. The caller owns the arrays; NULL = not wanted. */
+struct routes {
+    int32_t *expert; /* [T,k] in order of selection; required */
+    float *weight;   /* [T,k] */
+    uint8_t *tie;    /* [T] 1 when the k-th and (k+1)-th choice scores are equal */
+    uint8_t *escape; /* [T] chosen experts that lie in a dropped group (saturates at 255) */
+};
+
+/* Bytes of scratch that route_tokens needs for E experts. */
+size_t route_scratch_bytes(int experts);
+
+/* Routes T tokens. logits[T,E]; bias[E] is read only when gate->bias (f32: rounded from f64 by the
+ * caller). scratch: route_scratch_bytes(E), 64-byte aligned, not shared between threads. The gate
+ * must have passed gate_check. Returns -1 when all is well, else the index t*E+e of the first logit
+ * that is NaN or infinite (then the outputs are undefined). Borrows everything. */
+int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
+                     const float *bias, struct routes *out, void *scratch);
+
+/* The scores alone: score[T,E] <- score function of logits[T,E], without bias and groups. */
+void route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
+                  float *scores);
+
+#endif
