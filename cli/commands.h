@@ -4,6 +4,8 @@
 
 #include "cli/options.h"
 
+#define STEELYARD_VERSION "0.1.0"
+
 /* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help. */
 #define COMMANDS(X)                                                                                \
     X(gates)
