@@ -1,0 +1,39 @@
+/* query.h - named queries on a trace or result, as tables
+ *
+ * Layer 3 (traces). A query is one file queries/NAME.sql, embedded at build, and one X(NAME) line
+ * below; its ?1, ?2, ... are bound to the values given. Others see tables, never SQL. */
+#ifndef TRACES_QUERY_H
+#define TRACES_QUERY_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/table.h"
+#include "traces/trace.h"
+
+/* X(name): queries/name.sql */
+#define TRACE_QUERIES(X)                                                                           \
+    X(replay_summary)                                                                              \
+    X(expert_load)                                                                                 \
+    X(replay_batch)                                                                                \
+    X(replay_bias)                                                                                 \
+    X(domain_tokens)
+
+struct query_value {
+    enum { QUERY_NULL, QUERY_INT, QUERY_REAL, QUERY_TEXT } kind;
+    int64_t integer;
+    double real;
+    const char *text;
+};
+#define QUERY_I(x) ((struct query_value){.kind = QUERY_INT, .integer = (x)})
+#define QUERY_R(x) ((struct query_value){.kind = QUERY_REAL, .real = (x)})
+#define QUERY_T(x) ((struct query_value){.kind = QUERY_TEXT, .text = (x)})
+
+/* Runs the named query. Columns are named as in the SQL; a column's kind is that of its declared
+ * type, else of its first value that is not NULL. Returns owned; NULL with err set. */
+struct table *trace_query(struct trace *trace, const char *name, const struct query_value *values,
+                          int count, struct err *err);
+/* The same for a text of the user's: one read-only statement. */
+struct table *trace_sql(struct trace *trace, const char *sql, struct err *err);
+
+#endif
