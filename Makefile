@@ -71,6 +71,7 @@ $(B)/embed/embed.h: $(EMBED) Makefile
 $(O)/tests/list.h: $(TESTS) Makefile
 	@mkdir -p $(@D); \
 	{ $(foreach t,$(sort $(TESTS:tests/test_%.c=%)),echo 'X($(t))';) } > $@
+$(O)/tests/%.o: CFLAGS_ += -Wno-missing-prototypes
 $(O)/tests/main.o: CFLAGS_ += -I$(O)/tests
 $(O)/tests/main.o: $(O)/tests/list.h
 $(O)/run-tests: $(TEST_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(TEST_O) $(LIB) $(LIBS) -lcmocka

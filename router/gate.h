@@ -51,11 +51,12 @@ enum gate_order { GATE_ORDERS(X) };
 enum gate_norm { GATE_NORMS(X) };
 #undef X
 
-/* Which function routes: the table of all of the above, or a named special one. */
+/* Which function routes: the table of all of the above, or a named special one. `fn=llama4` is read as
+ * `sigmoid,order=topk-score`, which it equals; that the weight scales the expert's input is the
+ * engine's business and does not touch the router. */
 #define GATE_FNS(X)                                                                                \
     X(GATE_TABLE, "table", "score, bias, groups, top-k, norm, scale as specified")                 \
-    X(GATE_SPARSEMIXER, "sparsemixer", "PhiMoE's top-2 with jitter threshold EPS, evaluation form") \
-    X(GATE_LLAMA4, "llama4", "top-k on logits, sigmoid weights that scale the expert's input")
+    X(GATE_SPARSEMIXER, "sparsemixer", "PhiMoE's top-2 with jitter threshold EPS, evaluation form")
 
 #define X(e, text, help) e,
 enum gate_fn { GATE_FNS(X) };

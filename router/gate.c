@@ -1,0 +1,409 @@
+/* gate.c - the gate specification as text: reading, writing, checking
+ *
+ * An item of the language is a bare word (`softmax`, `bias`) or `key=value`; one row of a table per
+ * key. Later items override earlier ones, so that a preset can be amended. */
+#include "router/gate.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+
+#define X(e, text, help) text,
+static const char *const score_names[] = {GATE_SCORES(X) NULL};
+static const char *const rule_names[] = {GATE_GROUP_RULES(X) NULL};
+static const char *const fill_names[] = {GATE_FILLS(X) NULL};
+static const char *const order_names[] = {GATE_ORDERS(X) NULL};
+static const char *const norm_names[] = {GATE_NORMS(X) NULL};
+static const char *const fn_names[] = {GATE_FNS(X) NULL};
+#undef X
+
+const struct gate_preset gate_presets[] = {
+    {"deepseek-v3", "sigmoid,bias,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5",
+     "arXiv 2412.19437 sec. 2.1.2; transformers deepseek_v3"},
+    {"deepseek-v2", "softmax,groups=8:3:max,fill=0,topk=6,norm=none,scale=16",
+     "arXiv 2405.04434 sec. 2.2.2; transformers deepseek_v2"},
+    {"deepseek-v2-lite", "softmax,topk=6,norm=none", "transformers deepseek_v2, greedy"},
+    {"deepseek-v4", "sqrtsoftplus,bias,topk=6,norm=sum:1e-20,scale=1.5",
+     "transformers deepseek_v4 (layers that learn their gate)"},
+    {"kimi-k2", "sigmoid,bias,topk=8,norm=sum:1e-20,scale=2.827", "its config.json"},
+    {"moonlight", "sigmoid,bias,topk=6,norm=sum:1e-20,scale=2.446", "its config.json"},
+    {"ling-2", "sigmoid,bias,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5",
+     "Ling-mini-2.0, released code of bailing_moe_v2"},
+    {"mixtral", "softmax,topk=2,norm=sum", "arXiv 2401.04088 sec. 2.1; transformers mixtral"},
+    {"olmoe", "softmax,topk=8,norm=none", "arXiv 2409.02060; transformers olmoe"},
+    {"qwen2-moe", "softmax,topk=4,norm=none", "transformers qwen2_moe"},
+    {"qwen3-moe", "softmax,topk=8,norm=sum", "transformers qwen3_moe, norm_topk_prob true"},
+    {"gpt-oss", "softmax,order=topk-score,topk=4,norm=none", "transformers gpt_oss"},
+    {"granite", "softmax,order=topk-score,topk=8,norm=none", "transformers granitemoe"},
+    {"ernie-4.5", "softmax,bias,topk=6,norm=clamp:1e-12", "transformers ernie4_5_moe"},
+    {"longcat-flash", "softmax,bias,topk=12,norm=none,scale=6", "transformers longcat_flash"},
+    {"minimax-m2", "sigmoid,bias,topk=8,norm=sum", "transformers minimax_m2"},
+    {"lfm2-moe", "sigmoid,bias,topk=4,norm=sum:1e-6", "transformers lfm2_moe"},
+    {"dbrx", "softmax,topk=4,norm=p:1", "transformers dbrx"},
+    {"llama4", "sigmoid,order=topk-score,topk=1,norm=none", "transformers llama4"},
+    {"phimoe", "softmax,fn=sparsemixer:0.01,topk=2,norm=none",
+     "arXiv 2409.12136; transformers phimoe, evaluation"},
+    {"switch", "softmax,topk=1,norm=none", "arXiv 2101.03961 sec. 2.1"},
+    {NULL, NULL, NULL}};
+
+/* ---- reading */
+
+static int name_index(const char *const *names, const char *text) {
+    for (int i = 0; names[i]; i++)
+        if (strcmp(names[i], text) == 0) return i;
+    return -1;
+}
+
+static bool not_one_of(const char *key, const char *const *names, const char *found,
+                       struct err *err) {
+    struct str list = {0};
+    for (int i = 0; names[i]; i++) str_printf(&list, "%s%s", i ? " " : "", names[i]);
+    err_set(err, ERR_USAGE, "gate: %s: found \"%.40s\", expected one of: %s", key, found,
+            str_text(&list));
+    str_free(&list);
+    return false;
+}
+
+static bool read_name(const char *key, const char *const *names, const char *text, int *out,
+                      struct err *err) {
+    *out = name_index(names, text);
+    return *out >= 0 || not_one_of(key, names, text, err);
+}
+
+/* A finite f32 from min on. */
+static bool read_float(const char *key, const char *text, double min, float *out,
+                       struct err *err) {
+    char name[32];
+    double value;
+    snprintf(name, sizeof name, "gate: %s", key);
+    if (!parse_real(text, name, min, 3e38, &value, err)) return false;
+    *out = (float)value;
+    return true;
+}
+
+/* Splits "name:argument" in place; the argument is NULL when there is none. */
+static char *split_argument(char *text) {
+    char *colon = strchr(text, ':');
+    if (!colon) return NULL;
+    *colon = '\0';
+    return colon + 1;
+}
+
+static bool read_groups(struct gate *gate, char *text, struct err *err) {
+    if (strcmp(text, "none") == 0) {
+        gate->groups = gate->groups_kept = 0;
+        return true;
+    }
+    char *kept = split_argument(text);
+    char *rule = kept ? split_argument(kept) : NULL;
+    int64_t n, keep;
+    int rule_index;
+    if (!rule)
+        return err_set(err, ERR_USAGE, "gate: groups: found \"%.40s\", expected none or N:KEEP:RULE",
+                       text);
+    if (!parse_int(text, "gate: groups", 1, GATE_MAX_EXPERTS, &n, err) ||
+        !parse_int(kept, "gate: groups kept", 1, n, &keep, err) ||
+        !read_name("groups rule", rule_names, rule, &rule_index, err))
+        return false;
+    gate->groups = (int)n;
+    gate->groups_kept = (int)keep;
+    gate->group_rule = (enum gate_group_rule)rule_index;
+    return true;
+}
+
+static bool read_fill(struct gate *gate, char *text, struct err *err) {
+    int index;
+    if (!read_name("fill", fill_names, text, &index, err)) return false;
+    gate->fill = (enum gate_fill)index;
+    return true;
+}
+
+static bool read_topk(struct gate *gate, char *text, struct err *err) {
+    int64_t k;
+    if (!parse_int(text, "gate: topk", 1, GATE_MAX_TOPK, &k, err)) return false;
+    gate->topk = (int)k;
+    return true;
+}
+
+static bool read_order(struct gate *gate, char *text, struct err *err) {
+    int index;
+    if (!read_name("order", order_names, text, &index, err)) return false;
+    gate->order = (enum gate_order)index;
+    return true;
+}
+
+static bool read_norm(struct gate *gate, char *text, struct err *err) {
+    char *argument = split_argument(text);
+    int index;
+    if (!read_name("norm", norm_names, text, &index, err)) return false;
+    gate->norm = (enum gate_norm)index;
+    gate->norm_arg = 0;
+    bool takes = gate->norm != NORM_NONE, needs = gate->norm >= NORM_CLAMP;
+    if (argument && !takes)
+        return err_set(err, ERR_USAGE, "gate: norm=none: found an argument, expected none");
+    if (!argument && needs)
+        return err_set(err, ERR_USAGE, "gate: norm=%s: found no argument, expected norm=%s:X", text,
+                       text);
+    if (argument && !read_float("norm", argument, needs ? 1e-30 : 0, &gate->norm_arg, err))
+        return false;
+    return true;
+}
+
+static bool read_scale(struct gate *gate, char *text, struct err *err) {
+    return read_float("scale", text, -3e38, &gate->scale, err);
+}
+
+static bool read_fn(struct gate *gate, char *text, struct err *err) {
+    if (strcmp(text, "llama4") == 0) {
+        gate->fn = GATE_TABLE;
+        gate->score = SCORE_SIGMOID;
+        gate->order = ORDER_TOPK_SCORE;
+        return true;
+    }
+    char *argument = split_argument(text);
+    int index;
+    if (!read_name("fn", fn_names, text, &index, err)) return false;
+    gate->fn = (enum gate_fn)index;
+    gate->fn_arg = 0;
+    if (gate->fn == GATE_SPARSEMIXER && !argument)
+        return err_set(err, ERR_USAGE, "gate: fn=sparsemixer: found no EPS, expected sparsemixer:X");
+    return !argument || read_float("fn", argument, 0, &gate->fn_arg, err);
+}
+
+static bool read_score(struct gate *gate, char *text, struct err *err) {
+    int index;
+    if (!read_name("score", score_names, text, &index, err)) return false;
+    gate->score = (enum gate_score)index;
+    return true;
+}
+
+static const struct {
+    const char *key;
+    bool (*read)(struct gate *, char *, struct err *);
+} keys[] = {{"groups", read_groups}, {"fill", read_fill}, {"topk", read_topk},
+            {"order", read_order},   {"norm", read_norm}, {"scale", read_scale},
+            {"fn", read_fn},         {"score", read_score}};
+
+static bool read_item(struct gate *gate, char *item, struct err *err) {
+    char *equals = strchr(item, '=');
+    if (!equals) {
+        int score = name_index(score_names, item);
+        if (score >= 0) gate->score = (enum gate_score)score;
+        else if (strcmp(item, "bias") == 0) gate->bias = true;
+        else if (strcmp(item, "nobias") == 0) gate->bias = false;
+        else
+            return err_set(err, ERR_USAGE,
+                           "gate: found \"%.40s\", expected a preset (first), a score, bias, nobias "
+                           "or groups= fill= topk= order= norm= scale= fn=",
+                           item);
+        return true;
+    }
+    *equals = '\0';
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (strcmp(keys[i].key, item) == 0) return keys[i].read(gate, equals + 1, err);
+    return err_set(err, ERR_USAGE,
+                   "gate: found \"%.40s=\", expected groups= fill= topk= order= norm= scale= fn=",
+                   item);
+}
+
+/* What cannot act is set to its default, so that equal gates are equal structs. */
+static void canonicalise(struct gate *gate) {
+    if (gate->groups <= 1) gate->groups = gate->groups_kept = 0;
+    if (gate->groups == 0) {
+        gate->group_rule = GROUP_MAX;
+        gate->fill = FILL_NEG_INF;
+    }
+    if (gate->fn == GATE_TABLE) gate->fn_arg = 0;
+    if (gate->norm == NORM_NONE) gate->norm_arg = 0;
+}
+
+static bool check_alone(const struct gate *gate, struct err *err) {
+    if (gate->topk < 1) return err_set(err, ERR_USAGE, "gate: found no topk=, expected topk=K");
+    if (gate->groups > 0 && gate->group_rule == GROUP_TOPSUM && gate->topk < gate->groups_kept)
+        return err_set(err, ERR_USAGE,
+                       "gate: groups rule topsum: found topk %d with %d groups kept, expected topk "
+                       ">= groups kept (a group's score is the sum of its topk/KEEP best)",
+                       gate->topk, gate->groups_kept);
+    if (gate->fn == GATE_SPARSEMIXER && (gate->topk != 2 || gate->bias || gate->groups > 0))
+        return err_set(err, ERR_USAGE,
+                       "gate: fn=sparsemixer: expected topk=2 without bias and groups");
+    return true;
+}
+
+static bool start_from(const char *item, const struct gate *native, struct gate *gate, bool *found,
+                       struct err *err) {
+    *found = true;
+    if (strcmp(item, "native") == 0) {
+        if (!native)
+            return err_set(err, ERR_USAGE,
+                           "gate: found native, but there is no captured gate here");
+        *gate = *native;
+        return true;
+    }
+    for (const struct gate_preset *p = gate_presets; p->name; p++)
+        if (strcmp(p->name, item) == 0) return gate_parse(p->spec, NULL, gate, err);
+    *found = false;
+    return true;
+}
+
+bool gate_parse(const char *text, const struct gate *native, struct gate *gate, struct err *err) {
+    char line[GATE_TEXT_BYTES];
+    if (strlen(text) >= sizeof line)
+        return err_set(err, ERR_USAGE, "gate: found %zu characters, expected fewer than %zu",
+                       strlen(text), sizeof line);
+    memcpy(line, text, strlen(text) + 1);
+    *gate = (struct gate){.scale = 1};
+    bool first = true;
+    for (char *item = line, *next; item; item = next, first = false) {
+        next = strchr(item, ',');
+        if (next) *next++ = '\0';
+        bool found = false;
+        if (first && !start_from(item, native, gate, &found, err)) return false;
+        if (!found && !read_item(gate, item, err)) return false;
+    }
+    canonicalise(gate);
+    return check_alone(gate, err);
+}
+
+/* ---- writing */
+
+/* Shortest decimal that rounds to the same f32, exponent without padding: 1e-20. */
+static void print_float(char *out, size_t size, float value) {
+    char text[32];
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value) break;
+    }
+    char *e = strchr(text, 'e');
+    if (e) {
+        char *from = e + 2, *to = e[1] == '-' ? e + 2 : e + 1;
+        while (*from == '0' && from[1]) from++;
+        memmove(to, from, strlen(from) + 1);
+    }
+    snprintf(out, size, "%s", text);
+}
+
+struct writer {
+    char *at;
+    size_t left;
+};
+
+static void put(struct writer *writer, const char *key, const char *value) {
+    int n = snprintf(writer->at, writer->left, "%s%s", key, value);
+    if (n < 0 || (size_t)n >= writer->left) return;
+    writer->at += n;
+    writer->left -= (size_t)n;
+}
+
+static void put_float(struct writer *writer, const char *key, float value) {
+    char text[32];
+    print_float(text, sizeof text, value);
+    put(writer, key, text);
+}
+
+static void put_int(struct writer *writer, const char *key, int value) {
+    char text[16];
+    snprintf(text, sizeof text, "%d", value);
+    put(writer, key, text);
+}
+
+void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
+    struct writer out = {.at = text, .left = GATE_TEXT_BYTES};
+    put(&out, "", score_names[gate->score]);
+    if (gate->bias) put(&out, ",", "bias");
+    if (gate->fn != GATE_TABLE) {
+        put(&out, ",fn=", fn_names[gate->fn]);
+        put_float(&out, ":", gate->fn_arg);
+    }
+    if (gate->order != ORDER_SCORE_TOPK) put(&out, ",order=", order_names[gate->order]);
+    if (gate->groups > 0) {
+        put_int(&out, ",groups=", gate->groups);
+        put_int(&out, ":", gate->groups_kept);
+        put(&out, ":", rule_names[gate->group_rule]);
+    }
+    if (gate->fill != FILL_NEG_INF) put(&out, ",fill=", fill_names[gate->fill]);
+    put_int(&out, ",topk=", gate->topk);
+    put(&out, ",norm=", norm_names[gate->norm]);
+    if (gate->norm_arg != 0) put_float(&out, ":", gate->norm_arg);
+    if (gate->scale != 1) put_float(&out, ",scale=", gate->scale);
+}
+
+bool gate_equal(const struct gate *a, const struct gate *b) {
+    return a->fn == b->fn && a->fn_arg == b->fn_arg && a->score == b->score &&
+           a->bias == b->bias && a->groups == b->groups && a->groups_kept == b->groups_kept &&
+           a->group_rule == b->group_rule && a->fill == b->fill && a->topk == b->topk &&
+           a->order == b->order && a->norm == b->norm && a->norm_arg == b->norm_arg &&
+           a->scale == b->scale;
+}
+
+/* ---- checking */
+
+bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err) {
+    if (gate->topk > experts)
+        return err_set(err, ERR_USAGE, "gate: topk: found %d, expected at most the %d experts",
+                       gate->topk, experts);
+    if (gate->bias && !have_bias)
+        return err_set(err, ERR_USAGE,
+                       "gate: found bias, but there is no correction bias here (expected nobias, or "
+                       "a bias rule that starts from zero)");
+    if (gate->groups == 0) return true;
+    if (experts % gate->groups != 0)
+        return err_set(err, ERR_USAGE, "gate: groups: found %d, expected a divisor of %d experts",
+                       gate->groups, experts);
+    int size = experts / gate->groups;
+    if (gate->groups_kept * size < gate->topk)
+        return err_set(err, ERR_USAGE,
+                       "gate: groups: found %d experts in %d kept groups, expected at least topk=%d",
+                       gate->groups_kept * size, gate->groups_kept, gate->topk);
+    if (gate->group_rule == GROUP_TOP2SUM && size < 2)
+        return err_set(err, ERR_USAGE,
+                       "gate: groups rule top2sum: found groups of 1 expert, expected 2 or more");
+    return true;
+}
+
+/* The part of a gate that decides the choice, with equal parts spelled equally. */
+struct choice_form {
+    enum gate_fn fn;
+    float fn_arg;
+    int score; /* of the choice; MONOTONE where only the order of logits matters */
+    bool bias;
+    int groups, kept, best; /* best = how many experts a group's score sums */
+    enum gate_fill fill;
+    int topk;
+};
+
+static int summed_experts(const struct gate *gate) {
+    static const int fixed[] = {[GROUP_MAX] = 1, [GROUP_TOP2SUM] = 2, [GROUP_TOPSUM] = 0};
+    int best = fixed[gate->group_rule];
+    return best ? best : gate->topk / gate->groups_kept;
+}
+
+static struct choice_form choice_form(const struct gate *gate) {
+    enum { MONOTONE = -1 };
+    struct choice_form form = {.fn = gate->fn,
+                               .fn_arg = gate->fn_arg,
+                               .score = (int)gate->score,
+                               .bias = gate->bias,
+                               .topk = gate->topk};
+    if (gate->order == ORDER_TOPK_SCORE) form.score = SCORE_IDENTITY;
+    if (gate->groups > 0 && gate->groups_kept < gate->groups) {
+        form.groups = gate->groups;
+        form.kept = gate->groups_kept;
+        form.best = summed_experts(gate);
+        form.fill = gate->fill;
+        /* positive scores without bias always beat a fill of zero */
+        if (!form.bias && form.score != SCORE_IDENTITY) form.fill = FILL_NEG_INF;
+    }
+    bool order_only = form.groups == 0 || (form.best == 1 && form.fill == FILL_NEG_INF);
+    if (!form.bias && order_only) form.score = MONOTONE;
+    return form;
+}
+
+bool gate_same_choice(const struct gate *a, const struct gate *b) {
+    struct choice_form x = choice_form(a), y = choice_form(b);
+    return x.fn == y.fn && x.fn_arg == y.fn_arg && x.score == y.score && x.bias == y.bias &&
+           x.groups == y.groups && x.kept == y.kept && x.best == y.best && x.fill == y.fill &&
+           x.topk == y.topk;
+}

@@ -1,0 +1,79 @@
+/* mathf.h - exp, log1p and log in f32 with the same bits on every machine
+ *
+ * Layer 2, pure. Only additions, multiplications, divisions and square roots in a fixed order, never
+ * contracted (the Makefile says -ffp-contract=off), so that scalar and vector code agree bit for bit
+ * (law 1 holds across machines). libm is not used: its last bits differ between versions. Errors are
+ * measured over all arguments of the named range by tests/test_gate.c. */
+#ifndef ROUTER_MATHF_H
+#define ROUTER_MATHF_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline float mathf_from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint32_t mathf_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* 2^n for n in [-126, 127]. */
+static inline float mathf_pow2(int n) { return mathf_from_bits((uint32_t)(n + 127) << 23); }
+
+/* exp(x), within 1.6 ulp for results that are normal. Overflow gives +inf, underflow goes through
+ * subnormals to 0. Method: x = n ln2 + r with |r| <= ln2/2 (Cody and Waite, two-part ln2), a degree-6
+ * polynomial for exp(r), then two exact multiplications by powers of two. */
+static inline float mathf_exp(float x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
+    x = x > 89.0f ? 89.0f : x;       /* e^89 > FLT_MAX */
+    x = x < -104.0f ? -104.0f : x;   /* e^-104 < 2^-150 */
+    float n = (x * 1.44269504f + magic) - magic;
+    float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.39304355e-3f;
+    p = p * r + 8.36402178e-3f;
+    p = p * r + 4.16663736e-2f;
+    p = p * r + 1.66664973e-1f;
+    p = p * r + 5.00000060e-1f;
+    float e = 1.0f + (r + r * r * p);
+    int whole = (int)n, half = whole / 2;
+    return (e * mathf_pow2(half)) * mathf_pow2(whole - half);
+}
+
+/* log(1 + y) for y in [0, 1], within 2 ulp: 2 atanh(y / (2 + y)) by its series. */
+static inline float mathf_log1p(float y) {
+    float z = y / (2.0f + y), q = z * z;
+    float s = 1.0f / 15.0f;
+    s = s * q + 1.0f / 13.0f;
+    s = s * q + 1.0f / 11.0f;
+    s = s * q + 1.0f / 9.0f;
+    s = s * q + 1.0f / 7.0f;
+    s = s * q + 1.0f / 5.0f;
+    s = s * q + 1.0f / 3.0f;
+    return 2.0f * (z + z * q * s);
+}
+
+/* log(x) for positive normal x, within 3 ulp outside [0.7, 1.4] (absolute error 1e-7 inside):
+ * x = m 2^n with m in [1, 2), log1p of m - 1. */
+static inline float mathf_log(float x) {
+    uint32_t bits = mathf_bits(x);
+    int n = (int)(bits >> 23) - 127;
+    float m = mathf_from_bits((bits & 0x7fffffu) | 0x3f800000u);
+    return (float)n * 0.693147182f + mathf_log1p(m - 1.0f);
+}
+
+/* 1 / (1 + exp(-x)). */
+static inline float mathf_sigmoid(float x) { return 1.0f / (1.0f + mathf_exp(-x)); }
+
+/* sqrt(log(1 + exp(x))), without overflow: softplus(x) = max(x, 0) + log1p(exp(-|x|)). */
+static inline float mathf_sqrtsoftplus(float x) {
+    float tail = mathf_log1p(mathf_exp(-fabsf(x)));
+    return sqrtf((x > 0 ? x : 0) + tail);
+}
+
+#endif
