@@ -89,13 +89,15 @@ demo: deps ## the main job on the shipped models: figures and a report in build/
 $(O)/bench: $(BENCH_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(BENCH_O) $(LIB) $(LIBS)
 bench: $(O)/bench all ## benchmarks; SCENE=name runs one
 	$(Q)$(O)/bench $(SCENE)
-lint: ## layer arrows, headers alone, function length, format
-	$(Q)sh tests/lint.sh "$(CC)" "$(CFLAGS_)"
+lint: $(B)/embed/embed.h ## layer arrows, headers alone, function length, format
+	$(Q)sh tests/deps.sh clang-format && sh tests/lint.sh "$(CC)" "$(CFLAGS_)"
+format: ## put all sources into the house format
+	$(Q)git ls-files '*.c' '*.h' | grep -v '^models/' | xargs clang-format -i
 deps: ; $(Q)sh tests/deps.sh
 install: all ; install -D $(B)/steelyard $(DESTDIR)$(PREFIX)/bin/steelyard
 clean: ; rm -rf $(B)
 help: ; @grep -hE '^[a-z]+:.*##' Makefile | sed -e 's/:.*##/\t/' | expand -t 12
 
-.PHONY: all check test sanitize demo bench lint deps install clean help
+.PHONY: all check test sanitize demo bench lint format deps install clean help
 .SECONDARY:
 -include $(OBJECTS:.o=.d) $(CLI:.o=.d) $(TEST_O:.o=.d) $(BENCH_O:.o=.d)

@@ -16,9 +16,7 @@ struct arena_block {
     unsigned char *memory;
 };
 
-void arena_init(struct arena *arena, const char *name) {
-    *arena = (struct arena){.name = name};
-}
+void arena_init(struct arena *arena, const char *name) { *arena = (struct arena){.name = name}; }
 
 static struct arena_block *block_create(size_t size) {
     struct arena_block *block = malloc(sizeof *block);
@@ -41,8 +39,10 @@ static struct arena_block *block_with_room(struct arena *arena, size_t size) {
     if (want < size) want = size;
     struct arena_block *block = block_create(want);
     if (!block) return NULL;
-    if (last) last->next = block;
-    else arena->first = block;
+    if (last)
+        last->next = block;
+    else
+        arena->first = block;
     return block;
 }
 

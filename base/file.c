@@ -31,7 +31,8 @@ static int open_regular(const char *path, size_t *size, struct err *err) {
         return -1;
     }
     struct stat info;
-    if (fstat(fd, &info) != 0) err_errno(err, path, "cannot read its size");
+    if (fstat(fd, &info) != 0)
+        err_errno(err, path, "cannot read its size");
     else if (!S_ISREG(info.st_mode))
         err_set(err, ERR_IO, "%s: found %s, expected a regular file", path, kind_of(info.st_mode));
     else {
@@ -49,8 +50,10 @@ bool file_map(const char *path, struct file_map *map, struct err *err) {
     if (fd < 0) return false;
     void *data = NULL;
     if (size > 0) data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (data == MAP_FAILED) err_errno(err, path, "cannot map");
-    else *map = (struct file_map){.data = data, .size_bytes = size};
+    if (data == MAP_FAILED)
+        err_errno(err, path, "cannot map");
+    else
+        *map = (struct file_map){.data = data, .size_bytes = size};
     close(fd);
     return data != MAP_FAILED;
 }
@@ -68,11 +71,13 @@ char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t 
     str_puts(&text, "");
     while ((n = fread(buffer, 1, sizeof buffer, stream)) > 0 && text.len + n <= max_bytes)
         str_append(&text, buffer, n);
-    if (ferror(stream)) err_errno(err, name, "cannot read");
+    if (ferror(stream))
+        err_errno(err, name, "cannot read");
     else if (n > 0)
         err_set(err, ERR_FORMAT, "%s: found more than %zu bytes, expected at most that", name,
                 max_bytes);
-    else if (text.failed) err_memory(err, name);
+    else if (text.failed)
+        err_memory(err, name);
     else {
         *len = text.len;
         return text.data;
@@ -120,7 +125,8 @@ bool file_make_folder(const char *path, struct err *err) {
         size_t len = slash ? (size_t)(slash - path) : strlen(path);
         str_clear(&part);
         str_append(&part, path, len);
-        if (part.failed) ok = err_memory(err, path);
+        if (part.failed)
+            ok = err_memory(err, path);
         else if (mkdir(part.data, 0777) != 0 && !file_is_folder(part.data))
             ok = err_errno(err, part.data, "cannot make folder");
         at = path + len;

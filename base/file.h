@@ -21,7 +21,8 @@ struct file_map {
 bool file_map(const char *path, struct file_map *map, struct err *err);
 void file_unmap(struct file_map *map);
 
-/* Reads a whole regular file of at most max_bytes. Returns owned, NUL-terminated after *len bytes. */
+/* Reads a whole regular file of at most max_bytes. Returns owned, NUL-terminated after *len bytes.
+ */
 char *file_read(const char *path, size_t max_bytes, size_t *len, struct err *err);
 /* Reads a stream to its end (stdin); name is for messages. Returns owned, NUL-terminated. */
 char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t *len,

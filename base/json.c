@@ -23,8 +23,10 @@ static bool check_depth(const char *text, size_t len, struct err *err) {
     for (size_t i = 0; i < len; i++) {
         char c = text[i];
         if (quoted) {
-            if (c == '\\') i++;
-            else if (c == '"') quoted = false;
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                quoted = false;
         } else if (c == '"') {
             quoted = true;
         } else if (c == '{' || c == '[') {
@@ -141,8 +143,9 @@ bool json_get_int(const struct json *obj, const char *key, int64_t min, int64_t 
     double number = json_number(member);
     if (isnan(number)) return wrong_kind(key, member, "a whole number", err);
     if (number != floor(number) || number < (double)min || number > (double)max)
-        return err_set(err, ERR_FORMAT, "%s: found %.17g, expected a whole number from %lld to %lld",
-                       key, number, (long long)min, (long long)max);
+        return err_set(err, ERR_FORMAT,
+                       "%s: found %.17g, expected a whole number from %lld to %lld", key, number,
+                       (long long)min, (long long)max);
     *out = (int64_t)number;
     return true;
 }
@@ -168,8 +171,8 @@ bool json_get_bool(const struct json *obj, const char *key, bool otherwise, bool
     return true;
 }
 
-bool json_get_text(const struct json *obj, const char *key, const char *otherwise,
-                   const char **out, struct err *err) {
+bool json_get_text(const struct json *obj, const char *key, const char *otherwise, const char **out,
+                   struct err *err) {
     *out = otherwise;
     const struct json *member = json_present(obj, key);
     if (!member) return true;
@@ -206,8 +209,10 @@ static void quote_ascii(struct str *out, char c) {
             str_printf(out, "\\%c", plain[i + 1]);
             return;
         }
-    if ((unsigned char)c < 0x20 || c == 0x7f) str_printf(out, "\\u%04x", (unsigned)c);
-    else str_append(out, &c, 1);
+    if ((unsigned char)c < 0x20 || c == 0x7f)
+        str_printf(out, "\\u%04x", (unsigned)c);
+    else
+        str_append(out, &c, 1);
 }
 
 void json_quote(struct str *out, const char *text, size_t len) {
@@ -215,9 +220,12 @@ void json_quote(struct str *out, const char *text, size_t len) {
     str_puts(out, "\"");
     for (size_t i = 0; i < len;) {
         size_t n = utf8_length(s + i, len - i);
-        if (n == 1) quote_ascii(out, text[i]);
-        else if (n) str_append(out, text + i, n);
-        else str_puts(out, "\xef\xbf\xbd");
+        if (n == 1)
+            quote_ascii(out, text[i]);
+        else if (n)
+            str_append(out, text + i, n);
+        else
+            str_puts(out, "\xef\xbf\xbd");
         i += n ? n : 1;
     }
     str_puts(out, "\"");

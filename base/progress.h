@@ -14,8 +14,9 @@ struct progress {
     void *context;
 };
 
-/* Calls the callback if there is one. Returns false when the job should stop. progress may be NULL. */
-bool progress_report(const struct progress *progress, const char *what, int64_t done,
-                     int64_t total, const char *unit);
+/* Calls the callback if there is one. Returns false when the job should stop. progress may be NULL.
+ */
+bool progress_report(const struct progress *progress, const char *what, int64_t done, int64_t total,
+                     const char *unit);
 
 #endif

@@ -24,12 +24,8 @@ static const struct {
 };
 enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
-const char *safetensors_dtype_name(enum safetensors_dtype dtype) {
-    return dtypes[dtype].name;
-}
-size_t safetensors_dtype_bytes(enum safetensors_dtype dtype) {
-    return dtypes[dtype].bytes;
-}
+const char *safetensors_dtype_name(enum safetensors_dtype dtype) { return dtypes[dtype].name; }
+size_t safetensors_dtype_bytes(enum safetensors_dtype dtype) { return dtypes[dtype].bytes; }
 
 struct safetensors {
     char *path;
@@ -226,12 +222,8 @@ void safetensors_close(struct safetensors *file) {
     free(file);
 }
 
-const char *safetensors_path(const struct safetensors *file) {
-    return file->path;
-}
-int safetensors_count(const struct safetensors *file) {
-    return file->count;
-}
+const char *safetensors_path(const struct safetensors *file) { return file->path; }
+int safetensors_count(const struct safetensors *file) { return file->count; }
 const struct safetensors_tensor *safetensors_at(const struct safetensors *file, int index) {
     return &file->tensors[index];
 }

@@ -1,7 +1,8 @@
 /* str.h - a growing byte string, and safe parsing of numbers
  *
- * Layer 1. A `struct str` starts as all zero bytes ({0}); `data` is NUL-terminated once anything was
- * appended. A failed allocation sets `failed` and later appends do nothing: check once at the end. */
+ * Layer 1. A `struct str` starts as all zero bytes ({0}); `data` is NUL-terminated once anything
+ * was appended. A failed allocation sets `failed` and later appends do nothing: check once at the
+ * end. */
 #ifndef BASE_STR_H
 #define BASE_STR_H
 

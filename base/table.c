@@ -1,7 +1,7 @@
 /* table.c - named columns with units: appended cell by cell, printed three ways
  *
- * Column-major storage; text cells are offsets into one growing buffer, so that a table is a handful
- * of allocations however many rows it has. */
+ * Column-major storage; text cells are offsets into one growing buffer, so that a table is a
+ * handful of allocations however many rows it has. */
 #include "base/table.h"
 
 #include <math.h>
@@ -171,12 +171,18 @@ static void print_cell(const struct table *table, int64_t row, int column, bool 
     const struct column *c = &table->columns[column];
     if (!c->present[row]) return;
     switch (c->head.kind) {
-    case TABLE_INT: str_printf(out, "%lld", (long long)c->cells[row].integer); break;
-    case TABLE_REAL:
-        if (exact) print_real(out, c->cells[row].real);
-        else str_printf(out, "%.6g", c->cells[row].real);
+    case TABLE_INT:
+        str_printf(out, "%lld", (long long)c->cells[row].integer);
         break;
-    case TABLE_TEXT: str_puts(out, table_cell(table, row, column)); break;
+    case TABLE_REAL:
+        if (exact)
+            print_real(out, c->cells[row].real);
+        else
+            str_printf(out, "%.6g", c->cells[row].real);
+        break;
+    case TABLE_TEXT:
+        str_puts(out, table_cell(table, row, column));
+        break;
     }
 }
 
@@ -200,9 +206,12 @@ static void text_head(const struct table *table, int column, struct str *out) {
 /* row -1 is the head. */
 static void text_piece(const struct table *table, int64_t row, int column, struct str *piece) {
     str_clear(piece);
-    if (row < 0) text_head(table, column, piece);
-    else if (table_is_null(table, row, column)) str_puts(piece, "-");
-    else print_cell(table, row, column, false, piece);
+    if (row < 0)
+        text_head(table, column, piece);
+    else if (table_is_null(table, row, column))
+        str_puts(piece, "-");
+    else
+        print_cell(table, row, column, false, piece);
 }
 
 static void print_text(const struct table *table, struct str *out) {
@@ -248,8 +257,10 @@ static void print_csv(const struct table *table, struct str *out) {
     for (int64_t row = -1; row < table->rows; row++)
         for (int i = 0; i < table->count; i++) {
             str_clear(&piece);
-            if (row < 0) str_puts(&piece, table->columns[i].head.name);
-            else print_cell(table, row, i, true, &piece);
+            if (row < 0)
+                str_puts(&piece, table->columns[i].head.name);
+            else
+                print_cell(table, row, i, true, &piece);
             csv_field(out, str_text(&piece));
             str_puts(out, i == table->count - 1 ? "\r\n" : ",");
         }

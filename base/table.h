@@ -29,7 +29,7 @@ void table_free(struct table *table);
 /* Append the next cell, wrapping to the next row after the last column. Text is copied. A failed
  * allocation is remembered: table_ok answers once at the end. */
 void table_int(struct table *table, int64_t value);
-void table_real(struct table *table, double value); /* NaN is stored as NULL */
+void table_real(struct table *table, double value);      /* NaN is stored as NULL */
 void table_text(struct table *table, const char *value); /* NULL is allowed */
 void table_null(struct table *table);
 bool table_ok(const struct table *table, struct err *err);

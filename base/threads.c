@@ -2,8 +2,8 @@
  *
  * A loop is published by raising `generation`; workers see it while spinning, or are woken from the
  * condition. Spinning lasts about 20 microseconds: long enough to bridge the gap between two
- * products of a layer, short enough not to hurt other processes (pure spin barriers were measured to
- * collapse by 2-40 times when a third process runs on two cores). */
+ * products of a layer, short enough not to hurt other processes (pure spin barriers were measured
+ * to collapse by 2-40 times when a third process runs on two cores). */
 #include "base/threads.h"
 
 #include <pthread.h>
@@ -92,7 +92,8 @@ static void publish(struct pool *pool) {
 
 static void wait_for_workers(struct pool *pool) {
     double until = clock_seconds() + spin_seconds;
-    while (atomic_load(&pool->running) > 0 && clock_seconds() < until) {}
+    while (atomic_load(&pool->running) > 0 && clock_seconds() < until) {
+    }
     if (atomic_load(&pool->running) == 0) {
         /* the last worker may still be about to signal: it holds the mutex while it does */
         pthread_mutex_lock(&pool->mutex);

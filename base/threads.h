@@ -1,8 +1,8 @@
 /* threads.h - a small pool of threads for data-parallel loops
  *
- * Layer 1. Workers spin briefly for the next loop, then sleep on a condition, so that the pool costs
- * little between loops and nothing when idle or when the machine is shared. Work is handed out by an
- * atomic counter; what a job computes must not depend on which worker runs it (law 3). */
+ * Layer 1. Workers spin briefly for the next loop, then sleep on a condition, so that the pool
+ * costs little between loops and nothing when idle or when the machine is shared. Work is handed
+ * out by an atomic counter; what a job computes must not depend on which worker runs it (law 3). */
 #ifndef BASE_THREADS_H
 #define BASE_THREADS_H
 

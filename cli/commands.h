@@ -6,9 +6,9 @@
 
 #define STEELYARD_VERSION "0.1.0"
 
-/* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help. */
-#define COMMANDS(X)                                                                                \
-    X(gates)
+/* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help.
+ */
+#define COMMANDS(X) X(gates)
 
 #define X(name) extern const struct command command_##name;
 COMMANDS(X)

@@ -70,11 +70,18 @@ static bool store(const struct option *o, const char *value, struct err *err) {
     char name[64];
     snprintf(name, sizeof name, "--%s", o->name);
     switch (o->kind) {
-    case OPTION_FLAG: *(bool *)o->value = true; return true;
-    case OPTION_TEXT: *(const char **)o->value = value; return true;
-    case OPTION_TEXTS: return list_add(o->value, value, err);
-    case OPTION_BYTES: return parse_bytes(value, name, o->value, err);
-    case OPTION_REAL: return parse_real(value, name, o->min, o->max, o->value, err);
+    case OPTION_FLAG:
+        *(bool *)o->value = true;
+        return true;
+    case OPTION_TEXT:
+        *(const char **)o->value = value;
+        return true;
+    case OPTION_TEXTS:
+        return list_add(o->value, value, err);
+    case OPTION_BYTES:
+        return parse_bytes(value, name, o->value, err);
+    case OPTION_REAL:
+        return parse_real(value, name, o->min, o->max, o->value, err);
     case OPTION_INT:
         return parse_int(value, name, (int64_t)o->min,
                          o->max >= 0x1p63 ? INT64_MAX : (int64_t)o->max, o->value, err);
@@ -110,7 +117,8 @@ bool options_parse(const struct command *command, const struct option *options, 
             *done = true;
             return true;
         }
-        if (!ended && strcmp(argv[i], "--") == 0) ended = true;
+        if (!ended && strcmp(argv[i], "--") == 0)
+            ended = true;
         else if (ended || strncmp(argv[i], "--", 2) != 0) {
             if (!list_add(rest, argv[i], err)) return false;
         } else if (!one_option(options, argc, argv, &i, err)) {

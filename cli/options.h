@@ -1,7 +1,7 @@
 /* options.h - one table of options per command: parsing, --help and range errors come from it
  *
- * Layer 5. Long options only, `--name VALUE` or `--name=VALUE`; `--` ends them; what is no option is
- * a positional argument. An option may be repeated where its kind is a list. */
+ * Layer 5. Long options only, `--name VALUE` or `--name=VALUE`; `--` ends them; what is no option
+ * is a positional argument. An option may be repeated where its kind is a list. */
 #ifndef CLI_OPTIONS_H
 #define CLI_OPTIONS_H
 
@@ -59,8 +59,9 @@ struct output_choice {
     bool json, csv;
 };
 #define OPTION_OUTPUT(choice)                                                                      \
-    {"json", OPTION_FLAG, &(choice).json, NULL, "print the result as JSON", 0, 0},                 \
-    {"csv", OPTION_FLAG, &(choice).csv, NULL, "print the result as CSV", 0, 0}
+    {"json", OPTION_FLAG, &(choice).json, NULL, "print the result as JSON", 0, 0}, {               \
+        "csv", OPTION_FLAG, &(choice).csv, NULL, "print the result as CSV", 0, 0                   \
+    }
 
 struct table;
 /* Prints to stdout in the chosen form (text when neither is set). */

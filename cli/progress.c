@@ -34,8 +34,7 @@ static void draw(const struct progress_line *line, const char *what, int64_t don
     fflush(stderr);
 }
 
-static bool report(void *context, const char *what, int64_t done, int64_t total,
-                   const char *unit) {
+static bool report(void *context, const char *what, int64_t done, int64_t total, const char *unit) {
     struct progress_line *line = context;
     double now = clock_seconds();
     double every = isatty(2) ? 0.2 : 5;

@@ -1,7 +1,8 @@
 /* progress.h - draws progress on stderr: one rewritten line with rate and time left
  *
- * Layer 5. Shown from two seconds on and only on a terminal (or, when forced by STEELYARD_PROGRESS=1,
- * as plain lines every few seconds). Ctrl-C asks the job to stop at its next safe point. */
+ * Layer 5. Shown from two seconds on and only on a terminal (or, when forced by
+ * STEELYARD_PROGRESS=1, as plain lines every few seconds). Ctrl-C asks the job to stop at its next
+ * safe point. */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H
 

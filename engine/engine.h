@@ -1,8 +1,9 @@
 /* engine.h - face of the forward pass: open a checkpoint, run a corpus, hear every routing
  *
  * Layer 3: calls router and base (and PCRE2, utf8proc in the tokenizer). Knows no database: what it
- * finds goes out through callbacks. Layer-major: all tokens of a pass go through layer 0, then layer
- * 1, ...; results do not depend on how a corpus is cut into passes, nor on threads (law 3). */
+ * finds goes out through callbacks. Layer-major: all tokens of a pass go through layer 0, then
+ * layer 1, ...; results do not depend on how a corpus is cut into passes, nor on threads (law 3).
+ */
 #ifndef ENGINE_ENGINE_H
 #define ENGINE_ENGINE_H
 
@@ -17,9 +18,9 @@
 struct engine; /* opaque: config, weights (mapped), kernels */
 
 struct engine_options {
-    struct pool *pool;   /* borrows; required */
-    const char *kernels; /* level to force, or NULL */
-    bool bf16;           /* --compute bf16; default f32 */
+    struct pool *pool;    /* borrows; required */
+    const char *kernels;  /* level to force, or NULL */
+    bool bf16;            /* --compute bf16; default f32 */
     int64_t memory_bytes; /* bound on the resident set; 0 = none */
 };
 
@@ -40,21 +41,20 @@ struct engine_info {
     int max_positions;
     int bos; /* -1 when none */
     int64_t parameters;
-    int routers; /* number of MoE layers */
+    int routers;                        /* number of MoE layers */
     const struct engine_router *router; /* [routers], by rising layer */
-    const char *config_json; /* the text of config.json, for the record */
+    const char *config_json;            /* the text of config.json, for the record */
 };
 
 /* Opens a folder (config.json + *.safetensors). Returns owned; NULL with err set. */
-struct engine *engine_open(const char *path, const struct engine_options *options,
-                           struct err *err);
+struct engine *engine_open(const char *path, const struct engine_options *options, struct err *err);
 void engine_close(struct engine *engine);
 const struct engine_info *engine_info(const struct engine *engine);
 
 /* The tokens of one pass: whole windows, each attending only within itself from position 0. */
 struct engine_pass {
-    int64_t tokens;             /* T */
-    const int32_t *ids;         /* [T] */
+    int64_t tokens;              /* T */
+    const int32_t *ids;          /* [T] */
     const int64_t *window_start; /* [windows+1] rising, first 0, last T */
     int64_t windows;
 };

@@ -23,8 +23,8 @@ bool tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_
                       int32_t **ids, int64_t *count, struct err *err);
 
 int tokenizer_vocab(const struct tokenizer *tokenizer);
-/* The bytes of a token as text (byte-level pieces decoded to raw bytes), for display and the trace's
- * `piece` column. Borrowed; *len in bytes. NULL for an id that has no token. */
+/* The bytes of a token as text (byte-level pieces decoded to raw bytes), for display and the
+ * trace's `piece` column. Borrowed; *len in bytes. NULL for an id that has no token. */
 const char *tokenizer_piece(const struct tokenizer *tokenizer, int32_t id, size_t *len);
 
 #endif

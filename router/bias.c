@@ -5,7 +5,8 @@
 
 #include "base/str.h"
 
-/* b += u sign(mean - n), sign(0) = 0. The mean kT/E is compared as n E <=> sum n, which is exact. */
+/* b += u sign(mean - n), sign(0) = 0. The mean kT/E is compared as n E <=> sum n, which is exact.
+ */
 static void update_sign(int experts, const int64_t *counts, double rate, double *bias) {
     int64_t total = 0;
     for (int e = 0; e < experts; e++) total += counts[e];

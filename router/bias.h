@@ -1,7 +1,8 @@
 /* bias.h - rules that move the correction bias after each balance batch (auxiliary-loss-free)
  *
  * Layer 2, pure. One row of a table per rule; `none` is the control. Bias values are f64 and are
- * rounded to f32 where they are added to the f32 scores (bias_round). Formulas: MATH.md section 5. */
+ * rounded to f32 where they are added to the f32 scores (bias_round). Formulas: MATH.md section 5.
+ */
 #ifndef ROUTER_BIAS_H
 #define ROUTER_BIAS_H
 

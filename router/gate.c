@@ -73,8 +73,7 @@ static bool read_name(const char *key, const char *const *names, const char *tex
 }
 
 /* A finite f32 from min on. */
-static bool read_float(const char *key, const char *text, double min, float *out,
-                       struct err *err) {
+static bool read_float(const char *key, const char *text, double min, float *out, struct err *err) {
     char name[32];
     double value;
     snprintf(name, sizeof name, "gate: %s", key);
@@ -101,8 +100,8 @@ static bool read_groups(struct gate *gate, char *text, struct err *err) {
     int64_t n, keep;
     int rule_index;
     if (!rule)
-        return err_set(err, ERR_USAGE, "gate: groups: found \"%.40s\", expected none or N:KEEP:RULE",
-                       text);
+        return err_set(err, ERR_USAGE,
+                       "gate: groups: found \"%.40s\", expected none or N:KEEP:RULE", text);
     if (!parse_int(text, "gate: groups", 1, GATE_MAX_EXPERTS, &n, err) ||
         !parse_int(kept, "gate: groups kept", 1, n, &keep, err) ||
         !read_name("groups rule", rule_names, rule, &rule_index, err))
@@ -168,7 +167,8 @@ static bool read_fn(struct gate *gate, char *text, struct err *err) {
     gate->fn = (enum gate_fn)index;
     gate->fn_arg = 0;
     if (gate->fn == GATE_SPARSEMIXER && !argument)
-        return err_set(err, ERR_USAGE, "gate: fn=sparsemixer: found no EPS, expected sparsemixer:X");
+        return err_set(err, ERR_USAGE,
+                       "gate: fn=sparsemixer: found no EPS, expected sparsemixer:X");
     return !argument || read_float("fn", argument, 0, &gate->fn_arg, err);
 }
 
@@ -182,30 +182,34 @@ static bool read_score(struct gate *gate, char *text, struct err *err) {
 static const struct {
     const char *key;
     bool (*read)(struct gate *, char *, struct err *);
-} keys[] = {{"groups", read_groups}, {"fill", read_fill}, {"topk", read_topk},
-            {"order", read_order},   {"norm", read_norm}, {"scale", read_scale},
+} keys[] = {{"groups", read_groups}, {"fill", read_fill},  {"topk", read_topk},
+            {"order", read_order},   {"norm", read_norm},  {"scale", read_scale},
             {"fn", read_fn},         {"score", read_score}};
 
 static bool read_item(struct gate *gate, char *item, struct err *err) {
     char *equals = strchr(item, '=');
     if (!equals) {
         int score = name_index(score_names, item);
-        if (score >= 0) gate->score = (enum gate_score)score;
-        else if (strcmp(item, "bias") == 0) gate->bias = true;
-        else if (strcmp(item, "nobias") == 0) gate->bias = false;
+        if (score >= 0)
+            gate->score = (enum gate_score)score;
+        else if (strcmp(item, "bias") == 0)
+            gate->bias = true;
+        else if (strcmp(item, "nobias") == 0)
+            gate->bias = false;
         else
-            return err_set(err, ERR_USAGE,
-                           "gate: found \"%.40s\", expected a preset (first), a score, bias, nobias "
-                           "or groups= fill= topk= order= norm= scale= fn=",
-                           item);
+            return err_set(
+                err, ERR_USAGE,
+                "gate: found \"%.40s\", expected a preset (first), a score, bias, nobias "
+                "or groups= fill= topk= order= norm= scale= fn=",
+                item);
         return true;
     }
     *equals = '\0';
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (strcmp(keys[i].key, item) == 0) return keys[i].read(gate, equals + 1, err);
-    return err_set(err, ERR_USAGE,
-                   "gate: found \"%.40s=\", expected groups= fill= topk= order= norm= scale= fn=",
-                   item);
+    return err_set(
+        err, ERR_USAGE,
+        "gate: found \"%.40s=\", expected groups= fill= topk= order= norm= scale= fn=", item);
 }
 
 /* What cannot act is set to its default, so that equal gates are equal structs. */
@@ -331,8 +335,8 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
 }
 
 bool gate_equal(const struct gate *a, const struct gate *b) {
-    return a->fn == b->fn && a->fn_arg == b->fn_arg && a->score == b->score &&
-           a->bias == b->bias && a->groups == b->groups && a->groups_kept == b->groups_kept &&
+    return a->fn == b->fn && a->fn_arg == b->fn_arg && a->score == b->score && a->bias == b->bias &&
+           a->groups == b->groups && a->groups_kept == b->groups_kept &&
            a->group_rule == b->group_rule && a->fill == b->fill && a->topk == b->topk &&
            a->order == b->order && a->norm == b->norm && a->norm_arg == b->norm_arg &&
            a->scale == b->scale;
@@ -345,18 +349,20 @@ bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err
         return err_set(err, ERR_USAGE, "gate: topk: found %d, expected at most the %d experts",
                        gate->topk, experts);
     if (gate->bias && !have_bias)
-        return err_set(err, ERR_USAGE,
-                       "gate: found bias, but there is no correction bias here (expected nobias, or "
-                       "a bias rule that starts from zero)");
+        return err_set(
+            err, ERR_USAGE,
+            "gate: found bias, but there is no correction bias here (expected nobias, or "
+            "a bias rule that starts from zero)");
     if (gate->groups == 0) return true;
     if (experts % gate->groups != 0)
         return err_set(err, ERR_USAGE, "gate: groups: found %d, expected a divisor of %d experts",
                        gate->groups, experts);
     int size = experts / gate->groups;
     if (gate->groups_kept * size < gate->topk)
-        return err_set(err, ERR_USAGE,
-                       "gate: groups: found %d experts in %d kept groups, expected at least topk=%d",
-                       gate->groups_kept * size, gate->groups_kept, gate->topk);
+        return err_set(
+            err, ERR_USAGE,
+            "gate: groups: found %d experts in %d kept groups, expected at least topk=%d",
+            gate->groups_kept * size, gate->groups_kept, gate->topk);
     if (gate->group_rule == GROUP_TOP2SUM && size < 2)
         return err_set(err, ERR_USAGE,
                        "gate: groups rule top2sum: found groups of 1 expert, expected 2 or more");

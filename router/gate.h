@@ -51,8 +51,8 @@ enum gate_order { GATE_ORDERS(X) };
 enum gate_norm { GATE_NORMS(X) };
 #undef X
 
-/* Which function routes: the table of all of the above, or a named special one. `fn=llama4` is read as
- * `sigmoid,order=topk-score`, which it equals; that the weight scales the expert's input is the
+/* Which function routes: the table of all of the above, or a named special one. `fn=llama4` is read
+ * as `sigmoid,order=topk-score`, which it equals; that the weight scales the expert's input is the
  * engine's business and does not touch the router. */
 #define GATE_FNS(X)                                                                                \
     X(GATE_TABLE, "table", "score, bias, groups, top-k, norm, scale as specified")                 \

@@ -1,9 +1,9 @@
 /* mathf.h - exp, log1p and log in f32 with the same bits on every machine
  *
- * Layer 2, pure. Only additions, multiplications, divisions and square roots in a fixed order, never
- * contracted (the Makefile says -ffp-contract=off), so that scalar and vector code agree bit for bit
- * (law 1 holds across machines). libm is not used: its last bits differ between versions. Errors are
- * measured over all arguments of the named range by tests/test_gate.c. */
+ * Layer 2, pure. Only additions, multiplications, divisions and square roots in a fixed order,
+ * never contracted (the Makefile says -ffp-contract=off), so that scalar and vector code agree bit
+ * for bit (law 1 holds across machines). libm is not used: its last bits differ between versions.
+ * Errors are measured over all arguments of the named range by tests/test_gate.c. */
 #ifndef ROUTER_MATHF_H
 #define ROUTER_MATHF_H
 
@@ -27,8 +27,8 @@ static inline uint32_t mathf_bits(float x) {
 static inline float mathf_pow2(int n) { return mathf_from_bits((uint32_t)(n + 127) << 23); }
 
 /* exp(x), within 1.6 ulp for results that are normal. Overflow gives +inf, underflow goes through
- * subnormals to 0. Method: x = n ln2 + r with |r| <= ln2/2 (Cody and Waite, two-part ln2), a degree-6
- * polynomial for exp(r), then two exact multiplications by powers of two. */
+ * subnormals to 0. Method: x = n ln2 + r with |r| <= ln2/2 (Cody and Waite, two-part ln2), a
+ * degree-6 polynomial for exp(r), then two exact multiplications by powers of two. */
 static inline float mathf_exp(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
     x = x > 89.0f ? 89.0f : x;       /* e^89 > FLT_MAX */

@@ -1,8 +1,8 @@
 /* route.c - from the logits of a token to its experts and their weights
  *
  * One token at a time through small steps: scores, choice scores, group mask, top-k, weights. Sums
- * over experts run in 16 strided lanes that are then added as a tree, the order that vector code has
- * too; sums over the chosen run in order of selection. */
+ * over experts run in 16 strided lanes that are then added as a tree, the order that vector code
+ * has too; sums over the chosen run in order of selection. */
 #include "router/route.h"
 
 #include <math.h>
@@ -43,11 +43,11 @@ static void score_identity(const float *logits, float *score, int n) {
     memcpy(score, logits, (size_t)n * sizeof *score);
 }
 
-static void (*const score_functions[])(const float *, float *, int) = {
-    [SCORE_SOFTMAX] = score_softmax,
-    [SCORE_SIGMOID] = score_sigmoid,
-    [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
-    [SCORE_IDENTITY] = score_identity};
+static void (*const score_functions[])(const float *, float *,
+                                       int) = {[SCORE_SOFTMAX] = score_softmax,
+                                               [SCORE_SIGMOID] = score_sigmoid,
+                                               [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
+                                               [SCORE_IDENTITY] = score_identity};
 
 void route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
                   float *scores) {
@@ -94,7 +94,8 @@ static void mask_groups(const struct gate *gate, int experts, float *choice, flo
     for (int g = 0; g < gate->groups; g++) {
         int before = 0;
         for (int h = 0; h < gate->groups; h++)
-            before += group_score[h] > group_score[g] || (group_score[h] == group_score[g] && h < g);
+            before +=
+                group_score[h] > group_score[g] || (group_score[h] == group_score[g] && h < g);
         kept[g] = before < gate->groups_kept;
     }
     for (int g = 0; g < gate->groups; g++)
@@ -107,9 +108,12 @@ static float p_norm(const float *w, int k, float p) {
     float sum = 0;
     for (int i = 0; i < k; i++) {
         float a = fabsf(w[i]);
-        if (p == 1.0f) sum += a;
-        else if (p == 2.0f) sum += a * a;
-        else if (a > 0) sum += mathf_exp(p * mathf_log(a));
+        if (p == 1.0f)
+            sum += a;
+        else if (p == 2.0f)
+            sum += a * a;
+        else if (a > 0)
+            sum += mathf_exp(p * mathf_log(a));
     }
     if (p == 1.0f) return sum;
     return p == 2.0f ? sqrtf(sum) : mathf_exp(mathf_log(sum) / p);
@@ -120,10 +124,17 @@ static void finish_weights(const struct gate *gate, float *w) {
     float divisor = 1, sum = 0;
     for (int i = 0; i < gate->topk; i++) sum += w[i];
     switch (gate->norm) {
-    case NORM_NONE: break;
-    case NORM_SUM: divisor = sum + gate->norm_arg; break;
-    case NORM_CLAMP: divisor = sum > gate->norm_arg ? sum : gate->norm_arg; break;
-    case NORM_P: divisor = p_norm(w, gate->topk, gate->norm_arg); break;
+    case NORM_NONE:
+        break;
+    case NORM_SUM:
+        divisor = sum + gate->norm_arg;
+        break;
+    case NORM_CLAMP:
+        divisor = sum > gate->norm_arg ? sum : gate->norm_arg;
+        break;
+    case NORM_P:
+        divisor = p_norm(w, gate->topk, gate->norm_arg);
+        break;
     }
     for (int i = 0; i < gate->topk; i++) {
         if (gate->norm != NORM_NONE) w[i] /= divisor;
@@ -185,7 +196,8 @@ static void route_table(const struct gate *gate, int experts, const float *logit
     finish_weights(gate, out->weight);
 }
 
-/* softmax at `at` over the experts that pass (m - l) / max(|l|, m) <= 2 EPS and are not `without`. */
+/* softmax at `at` over the experts that pass (m - l) / max(|l|, m) <= 2 EPS and are not `without`.
+ */
 static float sparsemixer_weight(const float *logits, int experts, int at, int without, float eps) {
     float m = logits[at], sum = 0;
     for (int i = 0; i < experts; i++) {

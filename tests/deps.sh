@@ -1,8 +1,9 @@
 #!/bin/sh
 # deps.sh - installs the Debian packages that building and testing need, if any is missing
+#   sh tests/deps.sh [MORE...]
 set -eu
 need="gcc libc6-dev make libgsl-dev libsqlite3-dev sqlite3 libcjson-dev libpcre2-dev libutf8proc-dev
-zlib1g-dev gnuplot-nox libcmocka-dev"
+zlib1g-dev gnuplot-nox libcmocka-dev $*"
 missing=""
 for p in $need; do
     dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"

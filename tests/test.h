@@ -26,7 +26,8 @@ void test_near_(double a, double b, double tol, const char *file, int line);
 #define test_near(a, b, tol) test_near_(a, b, tol, __FILE__, __LINE__)
 /* A fresh empty folder below the build folder; removed by the next call with the same name. */
 const char *test_folder(const char *name);
-/* Runs a command by sh, returns its exit status; stdout and stderr (if not NULL) are returned owned. */
+/* Runs a command by sh, returns its exit status; stdout and stderr (if not NULL) are returned
+ * owned. */
 int test_run(const char *command, char **out, char **errors);
 /* The program under test ($STEELYARD or build/steelyard). */
 const char *test_program(void);

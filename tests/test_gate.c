@@ -31,7 +31,8 @@ struct golden {
 static float *floats(const struct json *list, int *count) {
     int n = json_count(list), at = 0;
     float *out = calloc((size_t)n, sizeof *out);
-    for (const struct json *v = json_first(list); v; v = json_next(v)) out[at++] = (float)json_number(v);
+    for (const struct json *v = json_first(list); v; v = json_next(v))
+        out[at++] = (float)json_number(v);
     if (count) *count = n;
     return out;
 }
@@ -137,7 +138,8 @@ static void presets_round_trip(void **state) {
 
 static void later_items_override_a_preset(void **state) {
     (void)state;
-    struct gate gate = parse("deepseek-v3,softmax,nobias,groups=none,fill=0,norm=none"), native, own;
+    struct gate gate = parse("deepseek-v3,softmax,nobias,groups=none,fill=0,norm=none"), native,
+                own;
     char line[GATE_TEXT_BYTES];
     struct err err = {0};
     gate_print(&gate, line);
@@ -231,18 +233,18 @@ static void equal_choices_are_claimed_only_where_they_hold(void **state) {
     static const struct {
         const char *a, *b;
         bool same;
-    } pairs[] = {{"softmax,topk=4", "sigmoid,topk=4,norm=sum,scale=3", true},
-                 {"softmax,topk=4", "sqrtsoftplus,order=topk-score,topk=4", true},
-                 {"softmax,topk=4", "softmax,topk=5", false},
-                 {"softmax,groups=8:4:max,topk=4", "sigmoid,groups=8:4:max,fill=0,topk=4", true},
-                 {"softmax,groups=8:8:top2sum,topk=4", "softmax,topk=4", true},
-                 {"softmax,groups=8:4:top2sum,topk=4", "sigmoid,groups=8:4:top2sum,topk=4", false},
-                 {"softmax,groups=8:4:topsum,topk=4", "softmax,groups=8:4:max,topk=4", true},
-                 {"sigmoid,bias,topk=4", "sigmoid,bias,topk=4,norm=sum", true},
-                 {"sigmoid,bias,topk=4", "softmax,bias,topk=4", false},
-                 {"sigmoid,bias,groups=8:4:max,topk=4", "sigmoid,bias,groups=8:4:max,fill=0,topk=4",
-                  false},
-                 {"identity,groups=8:4:max,fill=0,topk=4", "identity,groups=8:4:max,topk=4", false}};
+    } pairs[] = {
+        {"softmax,topk=4", "sigmoid,topk=4,norm=sum,scale=3", true},
+        {"softmax,topk=4", "sqrtsoftplus,order=topk-score,topk=4", true},
+        {"softmax,topk=4", "softmax,topk=5", false},
+        {"softmax,groups=8:4:max,topk=4", "sigmoid,groups=8:4:max,fill=0,topk=4", true},
+        {"softmax,groups=8:8:top2sum,topk=4", "softmax,topk=4", true},
+        {"softmax,groups=8:4:top2sum,topk=4", "sigmoid,groups=8:4:top2sum,topk=4", false},
+        {"softmax,groups=8:4:topsum,topk=4", "softmax,groups=8:4:max,topk=4", true},
+        {"sigmoid,bias,topk=4", "sigmoid,bias,topk=4,norm=sum", true},
+        {"sigmoid,bias,topk=4", "softmax,bias,topk=4", false},
+        {"sigmoid,bias,groups=8:4:max,topk=4", "sigmoid,bias,groups=8:4:max,fill=0,topk=4", false},
+        {"identity,groups=8:4:max,fill=0,topk=4", "identity,groups=8:4:max,topk=4", false}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         struct gate a = parse(pairs[i].a), b = parse(pairs[i].b);
         if (gate_same_choice(&a, &b) != pairs[i].same)

@@ -4,8 +4,8 @@
  * machine always gives the same numbers. `portable` is the truth; every other level is tested
  * against it. Row-major everywhere. Letters: M rows (tokens), N outputs, K inputs.
  *
- * Law 3: an output element is one fixed-order sum over K that depends on nothing but its row and its
- * column: not on M, on the position of the row, or on the thread. */
+ * Law 3: an output element is one fixed-order sum over K that depends on nothing but its row and
+ * its column: not on M, on the position of the row, or on the thread. */
 #ifndef ENGINE_KERNELS_H
 #define ENGINE_KERNELS_H
 
