@@ -217,8 +217,8 @@ void avx512_axpy(float a, const float *x, float *y, int64_t n) {
     const __m512 va = _mm512_set1_ps(a);
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = tail(n - i);
-        __m512 sum = _mm512_fmadd_ps(va, _mm512_maskz_loadu_ps(m, x + i),
-                                     _mm512_maskz_loadu_ps(m, y + i));
+        __m512 sum =
+            _mm512_fmadd_ps(va, _mm512_maskz_loadu_ps(m, x + i), _mm512_maskz_loadu_ps(m, y + i));
         _mm512_mask_storeu_ps(y + i, m, sum);
     }
 }

@@ -1,8 +1,8 @@
 /* gemm.c - the grouped product: blocks for the caches, jobs for the threads
  *
- * A job is up to CHUNK_ROWS rows of one item times a range of its panels. Per block of K its rows are
- * packed once (they stay in L2) and every panel streams past them. All splits are free to depend on
- * the pool: an output's order of summation is fixed by BLOCK_K alone (level.h). */
+ * A job is up to CHUNK_ROWS rows of one item times a range of its panels. Per block of K its rows
+ * are packed once (they stay in L2) and every panel streams past them. All splits are free to
+ * depend on the pool: an output's order of summation is fixed by BLOCK_K alone (level.h). */
 #include "engine/kernels/packed.h"
 
 #include <assert.h>
@@ -104,7 +104,8 @@ void gemm_grouped(const struct kernels *kernels, struct pool *pool, const struct
     int64_t chunks = 0;
     plan.panels = div_up(items[0].weight->n, PANEL_COLS);
     for (int i = 0; i < count; i++) {
-        assert(items[i].weight->n == items[0].weight->n && items[i].weight->k == items[0].weight->k);
+        assert(items[i].weight->n == items[0].weight->n &&
+               items[i].weight->k == items[0].weight->k);
         chunks += row_chunks(&items[i]);
     }
     if (chunks == 0) return;

@@ -1,9 +1,9 @@
 /* kernels.c - finds out once what the CPU can do and chooses the level; small vector functions
  *
- * A level is usable when CPUID reports its instructions and the operating system saves its registers
- * (XCR0). The order of the table is the order of preference; AVX512-BF16 multiplies at twice the f32
- * rate on AMD (Zen 4, 5) and at half of it on Intel, so elsewhere it must be forced (perf: bench
- * scene `kernels`). */
+ * A level is usable when CPUID reports its instructions and the operating system saves its
+ * registers (XCR0). The order of the table is the order of preference; AVX512-BF16 multiplies at
+ * twice the f32 rate on AMD (Zen 4, 5) and at half of it on Intel, so elsewhere it must be forced
+ * (perf: bench scene `kernels`). */
 #include "engine/kernels/kernels.h"
 
 #include <math.h>
@@ -50,8 +50,8 @@ static unsigned detect(void) {
     memcpy(vendor, &b, 4), memcpy(vendor + 4, &d, 4), memcpy(vendor + 8, &c, 4);
     if (!__get_cpuid(1, &a, &b, &c1, &d)) return 0;
     if (!__get_cpuid_count(7, 0, &max7, &b7, &c, &d7)) return 0;
-    bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xe6) == 0xe6, tiles = bit(saved, 17) &&
-                                                                           bit(saved, 18);
+    bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xe6) == 0xe6,
+         tiles = bit(saved, 17) && bit(saved, 18);
     if (ymm && bit(b7, 5) && bit(c1, 12) && bit(c1, 29)) has |= HAS_AVX2; /* AVX2, FMA, F16C */
     if ((has & HAS_AVX2) && zmm && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31))
         has |= HAS_AVX512; /* F, DQ, BW, VL */

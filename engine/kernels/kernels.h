@@ -92,21 +92,23 @@ float vector_logsumexp(const struct kernels *kernels, const float *x, int64_t n)
  * token i; head h of a token lies at row + h * head stride. Query head h uses key/value head
  * h / (heads / kv_heads). Token i sees token j when both lie in the same window, j <= i,
  * i - j < span (span > 0) and, counted from the window's start, i / chunk == j / chunk (chunk > 0).
- *   out_i = sum_j p_ij v_j,  p_ij = exp(scale q_i k_j) / (sum_j exp(scale q_i k_j) + exp(sink_h)) */
+ *   out_i = sum_j p_ij v_j,  p_ij = exp(scale q_i k_j) / (sum_j exp(scale q_i k_j) + exp(sink_h))
+ */
 struct attention {
-    const float *q, *k, *v;                       /* [T, heads|kv_heads, dim|dim|dim_v] */
-    float *out;                                   /* [T, heads, dim_v] */
-    int64_t ldq, ldk, ldv, ldo;                   /* stride from token to token, in elements */
-    int64_t head_q, head_k, head_v, head_o;       /* stride from head to head, in elements */
+    const float *q, *k, *v;                 /* [T, heads|kv_heads, dim|dim|dim_v] */
+    float *out;                             /* [T, heads, dim_v] */
+    int64_t ldq, ldk, ldv, ldo;             /* stride from token to token, in elements */
+    int64_t head_q, head_k, head_v, head_o; /* stride from head to head, in elements */
     int heads, kv_heads, dim, dim_v;
-    const int64_t *start;                         /* [windows + 1]: first row of each, then T */
+    const int64_t *start; /* [windows + 1]: first row of each, then T */
     int windows;
-    int64_t span, chunk;                          /* 0 = not limited */
+    int64_t span, chunk; /* 0 = not limited */
     float scale;
-    const float *sink;                            /* [heads] or NULL */
+    const float *sink; /* [heads] or NULL */
 };
 
-/* Bytes of working memory that attention_run needs (linear in T); 0 when the sizes are impossible. */
+/* Bytes of working memory that attention_run needs (linear in T); 0 when the sizes are impossible.
+ */
 size_t attention_bytes(const struct attention *job, const struct pool *pool);
 
 /* Runs it in tiles on the pool; work[attention_bytes], 64-byte aligned. A token's result does not

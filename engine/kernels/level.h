@@ -1,11 +1,13 @@
 /* level.h - what one CPU level implements: the table behind struct kernels (private to kernels/)
  *
- * The drivers (pack.c, gemm.c, attention.c) are common to all levels and own blocking and threads; a
- * level supplies the inner tiles. Adding a level = one file with one table, and one row in kernels.c.
+ * The drivers (pack.c, gemm.c, attention.c) are common to all levels and own blocking and threads;
+ * a level supplies the inner tiles. Adding a level = one file with one table, and one row in
+ * kernels.c.
  *
  * Layouts. A panel holds PANEL_COLS outputs: f32 as [K][32], bf16 as pairs along K: [K/2][32][2]
  * with K padded to 32 by zeros; the pair is what vdpbf16ps, AMX and two-step widening all want. The
- * activations of one tile are packed by the level itself (pack_a), in whatever form its tile wants. */
+ * activations of one tile are packed by the level itself (pack_a), in whatever form its tile wants.
+ */
 #ifndef ENGINE_KERNELS_LEVEL_H
 #define ENGINE_KERNELS_LEVEL_H
 
@@ -44,16 +46,17 @@ struct kernels {
     int tile_rows[PANEL_KINDS];
     pack_a_fn pack_a[PANEL_KINDS];
     tile_fn tile[PANEL_KINDS];
-    /* dst[k][32] <- src[cols][k] of 32-bit units, stride in bytes, unaligned; columns >= cols: 0. */
+    /* dst[k][32] <- src[cols][k] of 32-bit units, stride in bytes, unaligned; columns >= cols: 0.
+     */
     void (*transpose)(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k);
     void (*f16_to_f32)(float *dst, const uint16_t *src, int64_t n);
     void (*f32_to_bf16)(uint16_t *dst, const float *src, int64_t n); /* to nearest even */
     float (*dot)(const float *x, const float *y, int64_t n);
     void (*axpy)(float a, const float *x, float *y, int64_t n);
-    void (*scale)(float a, float *x, int64_t n);                          /* x *= a */
+    void (*scale)(float a, float *x, int64_t n);                                     /* x *= a */
     void (*scale_mul)(float a, const float *x, const float *w, float *y, int64_t n); /* y = a x w */
     void (*silu_mul)(const float *gate, const float *up, float *out, int64_t n);
-    float (*max)(const float *x, int64_t n);                              /* n = 0: -inf */
+    float (*max)(const float *x, int64_t n); /* n = 0: -inf */
     /* y = exp(x - shift), returns the sum; y may be x, y NULL: only the sum. */
     float (*exp_sum)(const float *x, float shift, float *y, int64_t n);
 };

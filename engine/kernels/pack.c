@@ -1,8 +1,9 @@
 /* pack.c - weights from rows to panels, once per pass, on the pool
  *
- * A panel of 32 outputs is contiguous over all of K, so a tile streams it. Packing reads each weight
- * once and is a transposition of 32-bit units in both formats (bf16 goes in pairs), which the level
- * supplies; other source types are converted in blocks of BLOCK_K that stay in the L1 cache. */
+ * A panel of 32 outputs is contiguous over all of K, so a tile streams it. Packing reads each
+ * weight once and is a transposition of 32-bit units in both formats (bf16 goes in pairs), which
+ * the level supplies; other source types are converted in blocks of BLOCK_K that stay in the L1
+ * cache. */
 #include "engine/kernels/packed.h"
 
 #include <assert.h>
@@ -42,7 +43,8 @@ struct packing {
 };
 
 /* One row's k elements from k0 on, converted and padded with zeros to whole 32-bit units. */
-static void convert_row(const struct packing *p, uint32_t *dst, const char *row, int64_t k0, int k) {
+static void convert_row(const struct packing *p, uint32_t *dst, const char *row, int64_t k0,
+                        int k) {
     float wide[BLOCK_K];
     const char *from = row + k0 * element_bytes(p->type);
     bool bf16 = p->packed->kind != PANEL_F32;

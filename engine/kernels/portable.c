@@ -1,7 +1,8 @@
 /* portable.c - the truth: every kernel in plain C, written to be read
  *
  * No intrinsics, no assumptions about the CPU; all other levels are tested against these functions.
- * Activations of a tile are packed [k][rows] in f32; for PANEL_DOT they are rounded to bf16 first. */
+ * Activations of a tile are packed [k][rows] in f32; for PANEL_DOT they are rounded to bf16 first.
+ */
 #include "engine/kernels/level.h"
 
 #include <math.h>
