@@ -37,4 +37,19 @@ int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const
 void route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
                   float *scores);
 
+/* route_tokens for logits already known to be finite, and with scores[T,E] of the gate's own score
+ * function already computed (NULL: computed here). Lets many gates share one pass over the scores:
+ * the outputs are bit-equal to route_tokens. */
+void route_scored(const struct gate *gate, int experts, int64_t tokens, const float *logits,
+                  const float *scores, const float *bias, struct routes *out, void *scratch);
+
+/* Index of the first NaN or infinity in logits[n]; -1 when there is none. */
+int64_t route_first_not_finite(const float *logits, int64_t n);
+
+/* The CPU level in use ("avx512", "portable"); every level gives the same bits. */
+const char *route_level(void);
+/* Forces a level, for tests and benchmarks; NULL returns to the best. False when this machine
+ * cannot run it. Not to be called while other threads route. */
+bool route_force_level(const char *name);
+
 #endif

@@ -1,0 +1,79 @@
+/* route_portable.c - the inner loops of routing in plain C: the truth for all other levels */
+#include <math.h>
+#include <string.h>
+
+#include "router/mathf.h"
+#include "router/route_kernels.h"
+
+static int64_t first_not_finite(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if ((mathf_bits(x[i]) & 0x7f800000u) == 0x7f800000u) return i;
+    return -1;
+}
+
+/* Sum of x[n] in strided partial sums, then pairwise: the one order for all machines. */
+static float lane_sum(const float *x, int n) {
+    float lane[ROUTE_LANES] = {0};
+    for (int i = 0; i < n; i++) lane[i % ROUTE_LANES] += x[i];
+    for (int width = ROUTE_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+static void score_softmax(const float *logits, float *score, int n) {
+    float max = logits[0];
+    for (int i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
+    for (int i = 0; i < n; i++) score[i] = mathf_exp(logits[i] - max);
+    float sum = lane_sum(score, n);
+    for (int i = 0; i < n; i++) score[i] /= sum;
+}
+
+static void score_sigmoid(const float *logits, float *score, int n) {
+    for (int i = 0; i < n; i++) score[i] = mathf_sigmoid(logits[i]);
+}
+
+static void score_sqrtsoftplus(const float *logits, float *score, int n) {
+    for (int i = 0; i < n; i++) score[i] = mathf_sqrtsoftplus(logits[i]);
+}
+
+static void score_identity(const float *logits, float *score, int n) {
+    if (score != logits) memcpy(score, logits, (size_t)n * sizeof *score);
+}
+
+static void add_bias(const float *score, const float *bias, float *choice, int n) {
+    for (int i = 0; i < n; i++) choice[i] = bias ? score[i] + bias[i] : score[i];
+    for (int i = n; i % ROUTE_LANES != 0; i++) choice[i] = -INFINITY;
+}
+
+/* Insertion into a short sorted list: most candidates fail the first comparison. */
+static void top(const float *x, int n, int k, int32_t *best) {
+    int held = 0;
+    for (int32_t i = 0; i < n; i++) {
+        if (held == k && !(x[i] > x[best[k - 1]])) continue;
+        int at = held < k ? held++ : k - 1;
+        for (; at > 0 && x[i] > x[best[at - 1]]; at--) best[at] = best[at - 1];
+        best[at] = i;
+    }
+}
+
+/* The highest first, so that the sum has one order. */
+static void group_scores(const float *choice, int groups, int size, int best, float *group_score) {
+    int32_t at[GATE_MAX_TOPK];
+    for (int g = 0; g < groups; g++, choice += size) {
+        top(choice, size, best, at);
+        float sum = choice[at[0]];
+        for (int i = 1; i < best; i++) sum += choice[at[i]];
+        group_score[g] = sum;
+    }
+}
+
+const struct route_kernels route_kernels_portable = {
+    .name = "portable",
+    .first_not_finite = first_not_finite,
+    .score = {[SCORE_SOFTMAX] = score_softmax,
+              [SCORE_SIGMOID] = score_sigmoid,
+              [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
+              [SCORE_IDENTITY] = score_identity},
+    .add_bias = add_bias,
+    .group_scores = group_scores,
+    .top = top};
