@@ -1,0 +1,40 @@
+/* batches.h - balance batches: the load of the next N tokens, measured and then forgotten
+ *
+ * Layer 4 (sim): calls analysis and base. A balance batch is the next `batch_tokens` tokens of all
+ * documents in replay order. A batch is closed when it is full, the last shorter one at the end; it
+ * counts in means only when it is the only one (DESIGN section 8). Letters: E experts, k chosen. */
+#ifndef SIM_BATCHES_H
+#define SIM_BATCHES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/err.h"
+
+struct batches {
+    int experts, ranks;
+    int64_t batch_tokens;
+    int64_t filled;    /* tokens of the open batch */
+    int64_t *counts;   /* [E] of the open batch */
+    int64_t *load;     /* [ranks] scratch */
+    int64_t closed;    /* batches below */
+    int64_t *tokens;   /* [closed] */
+    double *maxvio;    /* [closed] over experts */
+    double *efficiency; /* [closed] mean / max over ranks */
+};
+
+/* All memory, enough for total_tokens, comes from the arena. */
+bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks,
+                  int64_t batch_tokens, int64_t total_tokens, struct err *err);
+/* Tokens that the open batch still takes; >= 1. */
+int64_t batches_room(const struct batches *b);
+/* Counts n <= room tokens with their expert[n,k]. True when the batch is full now: read counts, then
+ * close it. */
+bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n);
+/* Measures the open batch and opens the next; does nothing when it is empty. */
+void batches_close(struct batches *b);
+/* Means over full batches (over the only one when none is full); NaN when there is none. */
+double batches_mean(const struct batches *b, const double *value);
+
+#endif

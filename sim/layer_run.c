@@ -1,0 +1,312 @@
+/* layer_run.c - one layer, one share of the variants
+ *
+ * First the plan: variants become units (equal routings are one), then hidden units for what units
+ * need of each other. Then the tokens stream through in chunks: route all units, add all sums. */
+#include "sim/layer_run.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "analysis/balance.h"
+#include "router/route.h"
+
+enum { SCORES = SCORE_IDENTITY + 1 };
+
+/* What a job holds while it streams. */
+struct stream {
+    const struct replay_job *job;
+    const struct source_layer *layer;
+    struct layer_run *run;
+    struct source_reader *reader;
+    const struct unit *native;
+    float *scores[SCORES]; /* [n,E] each; NULL where no unit needs them */
+    float *gathered;       /* [n,E]; only when shuffled */
+    int64_t *document;     /* [n]; only when counted */
+    uint64_t *mask;        /* [E/64] */
+    void *scratch;
+};
+
+/* ---- the plan */
+
+/* Do two variants run the very same routing, bias included? */
+static bool one_unit(const struct variant *a, const struct variant_layer *x,
+                     const struct variant *b, const struct variant_layer *y) {
+    return x->rule == y->rule && x->start == y->start && gate_equal(&x->gate, &y->gate) &&
+           (!x->rule->needs_rate || a->rate == b->rate) &&
+           (!x->rule->update || a->batch_tokens == b->batch_tokens);
+}
+
+static struct unit *add_unit(struct stream *s, const struct variant *variant,
+                             const struct variant_layer *at, bool hidden, struct err *err) {
+    const struct replay_job *job = s->job;
+    struct unit_setup setup = {.variant = variant,
+                               .at = at,
+                               .total_tokens = job->source->tokens,
+                               .chunk = job->chunk_tokens,
+                               .captured = s->layer->bias,
+                               .experts = s->layer->experts,
+                               .hidden = hidden};
+    if (job->options->documents) setup.documents = job->source->documents;
+    struct unit *unit = arena_alloc(&s->run->arena, 1, sizeof *unit);
+    if (!unit) {
+        err_memory(err, "replay");
+        return NULL;
+    }
+    if (!unit_init(unit, &setup, &s->run->arena, err)) return NULL;
+    s->run->unit[s->run->units++] = unit;
+    return unit;
+}
+
+static bool add_batches(struct stream *s, struct unit *unit, int i, struct err *err) {
+    const struct variant *v = &s->job->variants->variant[i];
+    struct batches *b = arena_alloc(&s->run->arena, 1, sizeof *b);
+    if (!unit->batches)
+        unit->batches = arena_alloc(&s->run->arena, (size_t)s->job->variants->count,
+                                    sizeof(struct batches *));
+    if (!b || !unit->batches) return err_memory(err, "balance batches");
+    unit->batches[unit->batch_sets++] = s->run->batches[i] = b;
+    return batches_init(b, &s->run->arena, s->layer->experts, v->ranks, v->batch_tokens,
+                        s->job->source->tokens, err);
+}
+
+static bool add_variants(struct stream *s, int layer, int share, struct err *err) {
+    const struct variant_set *set = s->job->variants;
+    struct unit **of = s->run->of;
+    for (int i = 0; i < set->count; i++) {
+        if (s->job->share[i] != share) continue;
+        const struct variant *v = &set->variant[i];
+        const struct variant_layer *at = variant_at(set, i, layer);
+        for (int j = 0; j < i && !of[i]; j++)
+            if (of[j] && one_unit(&set->variant[j], variant_at(set, j, layer), v, at))
+                of[i] = of[j];
+        if (!of[i]) of[i] = add_unit(s, v, at, false, err);
+        if (!of[i] || !add_batches(s, of[i], i, err)) return false;
+        struct unit *twin = v->same_as ? of[v->same_as - 1] : NULL;
+        if (twin && twin != of[i] && !same_choice_bits(&twin->law, &of[i]->law))
+            of[i]->twin = twin;
+    }
+    return true;
+}
+
+/* A unit with this static gate: one that is there, else a hidden one. */
+static struct unit *static_unit(struct stream *s, const struct gate *gate, enum bias_start start,
+                                struct err *err) {
+    static const struct bias_rule fixed = {.name = "static"};
+    const struct variant any = {.rate = NAN, .batch_tokens = INT64_MAX, .ranks = 1};
+    const struct variant_layer at = {.gate = *gate, .rule = &fixed, .start = start};
+    for (int u = 0; u < s->run->units; u++) {
+        const struct unit *unit = s->run->unit[u];
+        if (!unit->rule && gate_equal(&unit->gate, gate) && (!gate->bias || unit->law.start == start))
+            return s->run->unit[u];
+    }
+    return add_unit(s, &any, &at, true, err);
+}
+
+/* Every unit with a bias or groups is compared with the k highest of its own scores. */
+static bool add_tops(struct stream *s, struct err *err) {
+    int units = s->run->units;
+    for (int u = 0; u < units; u++) {
+        struct unit *unit = s->run->unit[u];
+        const struct gate *gate = &unit->gate;
+        if (unit->hidden || (!gate->bias && gate->groups == 0)) continue;
+        struct gate top = {.score = gate->score, .topk = gate->topk, .scale = 1};
+        unit->top = static_unit(s, &top, START_DEFAULT, err);
+        if (!unit->top) return false;
+    }
+    return true;
+}
+
+static bool plan(struct stream *s, int layer, int share, struct err *err) {
+    struct layer_run *run = s->run;
+    size_t count = (size_t)s->job->variants->count;
+    run->unit = arena_alloc(&run->arena, 2 * count + 1, sizeof(struct unit *));
+    run->of = arena_alloc(&run->arena, count, sizeof(struct unit *));
+    run->batches = arena_alloc(&run->arena, count, sizeof(struct batches *));
+    run->row = arena_alloc(&run->arena, count, sizeof *run->row);
+    if (!run->unit || !run->of || !run->batches || !run->row) return err_memory(err, "replay");
+    if (!add_variants(s, layer, share, err)) return false;
+    const struct gate *native = &s->layer->native;
+    s->native = static_unit(s, native, native->bias ? START_CAPTURED : START_DEFAULT, err);
+    return s->native && add_tops(s, err);
+}
+
+static bool make_stream_buffers(struct stream *s, struct err *err) {
+    struct arena *arena = &s->run->arena;
+    size_t n = (size_t)s->job->chunk_tokens, experts = (size_t)s->layer->experts;
+    for (int u = 0; u < s->run->units; u++) {
+        const struct unit *unit = s->run->unit[u];
+        float **scores = &s->scores[unit->gate.score];
+        if (!unit->top || *scores) continue;
+        *scores = arena_alloc(arena, n, experts * sizeof **scores);
+        if (!*scores) return err_memory(err, "scores");
+    }
+    s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
+    s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
+    if (s->job->options->order)
+        s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
+    if (s->job->options->documents) s->document = arena_alloc(arena, n, sizeof *s->document);
+    bool ok = s->mask && s->scratch && (s->gathered || !s->job->options->order) &&
+              (s->document || !s->job->options->documents);
+    return ok || err_memory(err, "replay");
+}
+
+/* ---- the stream */
+
+/* Token at a replay position. */
+static int64_t token_at(const struct stream *s, int64_t position) {
+    const int64_t *order = s->job->options->order;
+    return order ? order[position] : position;
+}
+
+/* Document of a token, by binary search over the documents' first tokens. */
+static int64_t document_of(const struct source *source, int64_t token) {
+    int64_t low = 0, high = source->documents;
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (source->document_first[middle] <= token)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static bool fetch(struct stream *s, int64_t position, const float **logits, int64_t *n,
+                  struct err *err) {
+    const struct source *source = s->job->source;
+    int64_t left = source->tokens - position, max = s->job->chunk_tokens;
+    if (!s->gathered)
+        return source->rows(s->reader, position, left < max ? left : max, logits, n, err);
+    *n = left < max ? left : max;
+    *logits = s->gathered;
+    return source->gather(s->reader, s->job->options->order + position, *n, s->gathered, err);
+}
+
+static bool refuse_logit(const struct stream *s, int64_t position, int64_t bad, float value,
+                         struct err *err) {
+    int experts = s->layer->experts;
+    return err_set(err, ERR_DATA,
+                   "%s: layer %d: token %lld: expert %lld: found logit %g, expected a finite number",
+                   s->job->source->name, s->layer->layer,
+                   (long long)token_at(s, position + bad / experts), (long long)(bad % experts),
+                   (double)value);
+}
+
+static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
+                      struct err *err) {
+    struct layer_run *run = s->run;
+    struct unit_context context = {.n = n, .native = s->native, .mask = s->mask};
+    for (int u = 0; u < run->units; u++) {
+        int64_t bad = unit_route(run->unit[u], logits, n, s->scratch);
+        if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
+    }
+    for (int score = 0; score < SCORES; score++)
+        if (s->scores[score])
+            route_scores((enum gate_score)score, s->layer->experts, n, logits, s->scores[score]);
+    for (int64_t t = 0; t < n && s->document; t++)
+        s->document[t] = document_of(s->job->source, token_at(s, position + t));
+    context.document = s->document;
+    for (int u = 0; u < run->units; u++) {
+        context.scores = s->scores[run->unit[u]->gate.score];
+        unit_accumulate(run->unit[u], &context);
+    }
+    return true;
+}
+
+static bool run_tokens(struct stream *s, struct err *err) {
+    for (int64_t position = 0; position < s->job->source->tokens;) {
+        const float *logits;
+        int64_t n;
+        if (!fetch(s, position, &logits, &n, err) || !run_chunk(s, position, logits, n, err))
+            return false;
+        position += n;
+        if (!s->job->step(s->job->context, n)) return err_set(err, ERR_CANCELLED, "interrupted");
+    }
+    return true;
+}
+
+/* ---- the measures */
+
+static bool rank_weights(const struct unit *unit, struct replay_row *row, struct arena *arena) {
+    size_t k = (size_t)unit->gate.topk;
+    double *mean = arena_alloc(arena, 2 * k, sizeof *mean);
+    if (!mean) return false;
+    double *sd = mean + k;
+    for (size_t i = 0; i < k; i++) {
+        double n = (double)unit->tokens, d = unit->first_sum[i] / n;
+        double variance = unit->second_sum[i] / n - d * d;
+        mean[i] = unit->shift[i] + d;
+        sd[i] = variance > 0 ? sqrt(variance) : 0;
+    }
+    row->rank_mean = mean;
+    row->rank_sd = sd;
+    return true;
+}
+
+/* The measures of DESIGN section 8, of one variant at one layer. */
+static bool measure(const struct unit *unit, const struct batches *b, struct result_layer *m,
+                    struct arena *arena) {
+    int experts = unit->experts;
+    int64_t *sorted = arena_alloc(arena, (size_t)experts, sizeof *sorted);
+    if (!sorted) return false;
+    double tokens = (double)unit->tokens;
+    m->maxvio_global = balance_maxvio(unit->count, experts);
+    m->maxvio_batch = batches_mean(b, b->maxvio);
+    m->cv = balance_cv(unit->count, experts);
+    m->gini = balance_gini(unit->count, experts, sorted);
+    m->entropy = balance_entropy(unit->count, experts);
+    m->load_min = balance_min(unit->count, experts);
+    m->load_max = balance_max(unit->count, experts);
+    m->ties = unit->ties;
+    m->group_escapes = unit->escapes;
+    m->agreement = (double)unit->agreed / (tokens * unit->gate.topk);
+    m->mass_retained = unit->mass / tokens;
+    balance_blocks(unit->count, experts, b->ranks, b->load);
+    m->rank_maxvio = balance_maxvio(b->load, b->ranks);
+    m->efficiency = batches_mean(b, b->efficiency);
+    return true;
+}
+
+static bool fill_rows(struct stream *s, struct err *err) {
+    struct layer_run *run = s->run;
+    for (int i = 0; i < s->job->variants->count; i++) {
+        const struct unit *unit = run->of[i];
+        struct replay_row *row = &run->row[i];
+        if (!unit) continue;
+        batches_close(run->batches[i]);
+        *row = (struct replay_row){.experts = unit->experts,
+                                   .topk = unit->gate.topk,
+                                   .tokens = unit->count,
+                                   .weight = unit->received,
+                                   .bias = unit->bias,
+                                   .batches = run->batches[i],
+                                   .document = unit->document,
+                                   .parted = unit->parted};
+        row->measures.variant = s->job->variants->variant[i].number;
+        row->measures.layer = s->layer->layer;
+        if (!measure(unit, run->batches[i], &row->measures, &run->arena) ||
+            !rank_weights(unit, row, &run->arena))
+            return err_memory(err, "measures");
+    }
+    return true;
+}
+
+bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, int share,
+               struct err *err) {
+    struct stream s = {.job = job, .layer = &job->source->layer[layer], .run = run};
+    *run = (struct layer_run){0};
+    arena_init(&run->arena, "replay");
+    if (!gate_check(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
+        return err_context(err, "%s: layer %d: native gate", job->source->name, s.layer->layer);
+    if (!plan(&s, layer, share, err) || !make_stream_buffers(&s, err)) return false;
+    s.reader = job->source->open(job->source, layer, err);
+    if (!s.reader) return false;
+    bool ok = run_tokens(&s, err) && fill_rows(&s, err);
+    job->source->close(s.reader);
+    return ok;
+}
+
+void layer_run_free(struct layer_run *run) {
+    arena_free(&run->arena);
+    *run = (struct layer_run){0};
+}

@@ -1,0 +1,125 @@
+/* source_trace.c - a source over the trace database
+ *
+ * Each reader has a cursor (and so a connection) of its own. Chunks come in token order; a reader
+ * hands out the rest of the chunk that it stands in, so rows are never copied. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim/source.h"
+#include "traces/trace.h"
+
+struct source_reader {
+    struct trace_cursor *cursor;
+    struct trace_chunk chunk; /* where the cursor stands; tokens = 0 before the first */
+    int experts;
+    int layer;
+};
+
+static struct source_reader *trace_reader_open(const struct source *source, int index,
+                                               struct err *err) {
+    struct source_reader *reader = calloc(1, sizeof *reader);
+    if (!reader) {
+        err_memory(err, "reader");
+        return NULL;
+    }
+    reader->experts = source->layer[index].experts;
+    reader->layer = source->layer[index].layer;
+    reader->cursor = trace_cursor_open(source->context, index, err);
+    if (reader->cursor) return reader;
+    free(reader);
+    return NULL;
+}
+
+static bool trace_reader_rows(struct source_reader *reader, int64_t first, int64_t max,
+                              const float **logits, int64_t *n, struct err *err) {
+    struct trace_chunk *chunk = &reader->chunk;
+    int64_t end = chunk->first + chunk->tokens;
+    if (first < chunk->first || first > end)
+        if (!trace_cursor_seek(reader->cursor, first, err)) return false;
+    if (first < chunk->first || first >= end)
+        if (!trace_cursor_next(reader->cursor, chunk, err)) return false;
+    end = chunk->first + chunk->tokens;
+    if (first < chunk->first || first >= end || !chunk->logits)
+        return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no scores, expected a chunk",
+                       reader->layer, (long long)first);
+    *n = max < end - first ? max : end - first;
+    *logits = chunk->logits + (first - chunk->first) * reader->experts;
+    return true;
+}
+
+static bool trace_reader_gather(struct source_reader *reader, const int64_t *token, int64_t n,
+                                float *logits, struct err *err) {
+    struct trace_rows rows = {.n = n, .token = token, .logits = logits};
+    return trace_cursor_rows(reader->cursor, &rows, err);
+}
+
+static void trace_reader_close(struct source_reader *reader) {
+    if (!reader) return;
+    trace_cursor_free(reader->cursor);
+    free(reader);
+}
+
+/* Fills layer[]; the native gate of a layer whose capture has none is `gate`. */
+static bool describe_layers(const struct trace *trace, const struct gate *gate,
+                            struct source_layer *layer, struct err *err) {
+    for (int r = 0; r < trace_layers(trace); r++) {
+        const struct trace_layer *from = trace_layer(trace, r);
+        if (from->holds != TRACE_SCORES)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: layer %d: replay under other gates needs router scores: found %s",
+                           trace_path(trace), from->layer, trace_holds_name(from->holds));
+        if (!from->has_gate && !gate)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: layer %d: native gate: found none in the trace, expected one "
+                           "(import it with --gate)",
+                           trace_path(trace), from->layer);
+        layer[r] = (struct source_layer){.layer = from->layer,
+                                         .experts = from->experts,
+                                         .native = from->has_gate ? from->gate : *gate,
+                                         .bias = from->bias};
+    }
+    return true;
+}
+
+static bool describe_documents(const struct trace *trace, int64_t tokens, int64_t *first,
+                               int64_t *count) {
+    int64_t documents = 0;
+    for (int64_t d = 0; d < trace_documents(trace); d++) {
+        if (trace_document(trace, d)->first_token >= tokens) break;
+        first[documents++] = trace_document(trace, d)->first_token;
+    }
+    first[documents] = tokens;
+    *count = documents;
+    return true;
+}
+
+bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
+                       struct err *err) {
+    int layers = trace_layers(trace);
+    int64_t tokens = trace_tokens(trace);
+    *source = (struct source){.name = trace_path(trace), .tokens = tokens, .layers = layers};
+    if (layers == 0 || tokens == 0)
+        return err_set(err, ERR_DATA, "%s: found no captured tokens, expected a trace with scores",
+                       trace_path(trace));
+    struct source_layer *layer = calloc((size_t)layers, sizeof *layer);
+    int64_t *first = calloc((size_t)trace_documents(trace) + 1, sizeof *first);
+    source->layer = layer;
+    source->document_first = first;
+    source->open = trace_reader_open;
+    source->rows = trace_reader_rows;
+    source->gather = trace_reader_gather;
+    source->close = trace_reader_close;
+    source->context = trace;
+    if (layer && first && describe_layers(trace, gate, layer, err))
+        return describe_documents(trace, tokens, first, &source->documents);
+    if (!layer || !first) err_memory(err, "layers");
+    source_free(source);
+    return false;
+}
+
+void source_free(struct source *source) {
+    free((void *)source->layer);
+    free((void *)source->document_first);
+    source->layer = NULL;
+    source->document_first = NULL;
+}

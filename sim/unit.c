@@ -1,0 +1,193 @@
+/* unit.c - one routing: choices, sums, balance batches, bias
+ *
+ * Every sum runs in token order and belongs to one unit alone; reals are f64. The sums of weights by
+ * rank are taken about the first value seen, which keeps the variance of near-constant weights. */
+#include "sim/unit.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "router/route.h"
+
+static bool make_bias(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
+    size_t experts = (size_t)setup->experts;
+    if (!unit->gate.bias) return true;
+    unit->bias = arena_alloc(arena, experts, sizeof *unit->bias);
+    unit->rounded = arena_alloc(arena, experts, sizeof *unit->rounded);
+    if (!unit->bias || !unit->rounded) return false;
+    for (size_t e = 0; e < experts && setup->at->start == START_CAPTURED; e++)
+        unit->bias[e] = (double)setup->captured[e];
+    bias_round(setup->experts, unit->bias, unit->rounded);
+    return true;
+}
+
+static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) {
+    size_t n = (size_t)chunk, k = (size_t)unit->gate.topk;
+    unit->expert = arena_alloc(arena, n * k, sizeof *unit->expert);
+    unit->weight = arena_alloc(arena, n * k, sizeof *unit->weight);
+    unit->tie = arena_alloc(arena, n, sizeof *unit->tie);
+    unit->escape = arena_alloc(arena, n, sizeof *unit->escape);
+    return unit->expert && unit->weight && unit->tie && unit->escape;
+}
+
+static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
+    size_t experts = (size_t)setup->experts, k = (size_t)unit->gate.topk;
+    if (setup->hidden) return true;
+    unit->count = arena_alloc(arena, experts, sizeof *unit->count);
+    unit->received = arena_alloc(arena, experts, sizeof *unit->received);
+    unit->shift = arena_alloc(arena, 3 * k, sizeof *unit->shift);
+    if (!unit->count || !unit->received || !unit->shift) return false;
+    unit->first_sum = unit->shift + k;
+    unit->second_sum = unit->shift + 2 * k;
+    if (setup->documents == 0) return true;
+    unit->document =
+        arena_alloc(arena, (size_t)setup->documents, experts * sizeof *unit->document);
+    return unit->document != NULL;
+}
+
+bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
+               struct err *err) {
+    *unit = (struct unit){.gate = setup->at->gate,
+                          .rate = setup->variant->rate,
+                          .experts = setup->experts,
+                          .hidden = setup->hidden};
+    unit->law = choice_law(setup->variant, setup->at, setup->total_tokens);
+    unit->rule = setup->at->rule->update ? setup->at->rule : NULL;
+    if (make_bias(unit, setup, arena) && make_buffers(unit, setup->chunk, arena) &&
+        make_sums(unit, setup, arena))
+        return true;
+    return err_memory(err, "replay");
+}
+
+/* ---- routing */
+
+static int64_t route(struct unit *unit, const float *logits, int64_t from, int64_t n,
+                     void *scratch) {
+    int k = unit->gate.topk;
+    struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
+                         unit->escape + from};
+    int64_t bad = route_tokens(&unit->gate, unit->experts, n, logits + from * unit->experts,
+                               unit->rounded, &out, scratch);
+    return bad < 0 ? -1 : bad + from * unit->experts;
+}
+
+static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
+    for (int64_t from = 0; from < n;) {
+        int64_t room = batches_room(b);
+        int64_t take = room < n - from ? room : n - from;
+        if (batches_add(b, expert + from * k, k, take)) batches_close(b);
+        from += take;
+    }
+}
+
+int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scratch) {
+    int k = unit->gate.topk;
+    struct batches *drive = unit->rule ? unit->batches[0] : NULL;
+    for (int64_t from = 0; from < n;) {
+        int64_t room = drive ? batches_room(drive) : n;
+        int64_t take = room < n - from ? room : n - from;
+        int64_t bad = route(unit, logits, from, take, scratch);
+        if (bad >= 0) return bad;
+        if (drive && batches_add(drive, unit->expert + from * k, k, take)) {
+            unit->rule->update(unit->experts, drive->counts, unit->rate, unit->bias);
+            bias_round(unit->experts, unit->bias, unit->rounded);
+            batches_close(drive);
+        }
+        from += take;
+    }
+    for (int s = drive ? 1 : 0; s < unit->batch_sets; s++)
+        feed(unit->batches[s], unit->expert, k, n);
+    return -1;
+}
+
+/* ---- sums */
+
+static void add_loads(struct unit *unit, const struct unit_context *c) {
+    int k = unit->gate.topk;
+    for (int64_t t = 0; t < c->n; t++) {
+        const int32_t *expert = unit->expert + t * k;
+        const float *weight = unit->weight + t * k;
+        for (int i = 0; i < k; i++) {
+            unit->count[expert[i]]++;
+            unit->received[expert[i]] += (double)weight[i];
+        }
+        unit->ties += unit->tie[t];
+        unit->escapes += unit->escape[t];
+    }
+}
+
+static void add_ranks(struct unit *unit, int64_t n) {
+    int k = unit->gate.topk;
+    for (int i = 0; i < k && unit->tokens == 0; i++) unit->shift[i] = (double)unit->weight[i];
+    for (int64_t t = 0; t < n; t++) {
+        for (int i = 0; i < k; i++) {
+            double d = (double)unit->weight[t * k + i] - unit->shift[i];
+            unit->first_sum[i] += d;
+            unit->second_sum[i] += d * d;
+        }
+    }
+}
+
+static void add_documents(struct unit *unit, const struct unit_context *c) {
+    int k = unit->gate.topk;
+    for (int64_t t = 0; t < c->n; t++) {
+        int64_t *row = unit->document + c->document[t] * unit->experts;
+        for (int i = 0; i < k; i++) row[unit->expert[t * k + i]]++;
+    }
+}
+
+/* How many of a token's experts are in both lists. mask is left zeroed. */
+static int common(const int32_t *a, int count_a, const int32_t *b, int count_b, uint64_t *mask) {
+    int both = 0;
+    for (int i = 0; i < count_b; i++) mask[b[i] >> 6] |= UINT64_C(1) << (b[i] & 63);
+    for (int i = 0; i < count_a; i++) both += (int)(mask[a[i] >> 6] >> (a[i] & 63) & 1);
+    for (int i = 0; i < count_b; i++) mask[b[i] >> 6] = 0;
+    return both;
+}
+
+static int64_t common_all(const struct unit *a, const struct unit *b, const struct unit_context *c,
+                          int64_t *different) {
+    int ka = a->gate.topk, kb = b->gate.topk;
+    int64_t both = 0;
+    for (int64_t t = 0; t < c->n; t++) {
+        int shared = common(a->expert + t * ka, ka, b->expert + t * kb, kb, c->mask);
+        both += shared;
+        *different += shared < ka;
+    }
+    return both;
+}
+
+/* Sum of a token's scores at the given experts, added from the first. */
+static double mass_at(const float *score, const int32_t *expert, int k) {
+    double sum = 0;
+    for (int i = 0; i < k; i++) sum += (double)score[expert[i]];
+    return sum;
+}
+
+static void add_mass(struct unit *unit, const struct unit_context *c) {
+    int k = unit->gate.topk;
+    for (int64_t t = 0; t < c->n; t++) {
+        const float *score = c->scores + t * unit->experts;
+        double most = mass_at(score, unit->top->expert + t * k, k);
+        double kept = mass_at(score, unit->expert + t * k, k);
+        unit->mass += most != 0 ? kept / most : 1; /* all underflowed: nothing to lose */
+    }
+}
+
+void unit_accumulate(struct unit *unit, const struct unit_context *c) {
+    int64_t different = 0;
+    if (unit->hidden) return;
+    add_loads(unit, c);
+    add_ranks(unit, c->n);
+    if (c->document) add_documents(unit, c);
+    if (unit == c->native)
+        unit->agreed += c->n * unit->gate.topk;
+    else
+        unit->agreed += common_all(unit, c->native, c, &different);
+    if (unit->twin) common_all(unit, unit->twin, c, &unit->parted);
+    if (unit->top)
+        add_mass(unit, c);
+    else
+        unit->mass += (double)c->n;
+    unit->tokens += c->n;
+}

@@ -1,0 +1,81 @@
+/* unit.h - one routing that several variants share: chunk in, choices and sums out
+ *
+ * Layer 4 (sim), private to the replay. A unit is one gate with one bias trajectory at one layer; the
+ * variants that only measure along another axis (batch size without updates, ranks) share it. A hidden
+ * unit serves the others: the native choices, or the k highest scores. Letters: n tokens of a chunk, E
+ * experts, k chosen, D documents. */
+#ifndef SIM_UNIT_H
+#define SIM_UNIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/err.h"
+#include "router/bias.h"
+#include "router/gate.h"
+#include "sim/batches.h"
+#include "sim/same_as.h"
+
+struct unit {
+    struct choice_law law;
+    struct gate gate;             /* effective */
+    const struct bias_rule *rule; /* NULL: static */
+    double rate;
+    double *bias;  /* [E]; NULL when the gate has none */
+    float *rounded; /* [E] as it is added to the scores */
+    int experts;
+
+    /* of the chunk in flight */
+    int32_t *expert; /* [n,k] */
+    float *weight;   /* [n,k] */
+    uint8_t *tie;    /* [n] */
+    uint8_t *escape; /* [n] */
+
+    /* over all tokens so far */
+    bool hidden; /* keeps no sums */
+    int64_t tokens;
+    int64_t *count;    /* [E] */
+    double *received;  /* [E] */
+    int64_t *document; /* [D,E] or NULL */
+    int64_t ties, escapes, agreed;
+    double mass;       /* sum over tokens of the share of score mass kept */
+    double *shift, *first_sum, *second_sum; /* [k] of the weight at each rank, less its first value */
+
+    struct batches **batches; /* [batch_sets] one per variant; the first drives the updates */
+    int batch_sets;
+
+    const struct unit *top;  /* hidden or not: the k highest of the same score; NULL: this one is it */
+    const struct unit *twin; /* earlier unit of claimed equal load, not bit for bit; or NULL */
+    int64_t parted;          /* tokens where it and twin differ */
+};
+
+/* Makes gate, bias and buffers for chunks of `chunk` tokens; everything from the arena.
+ * captured[E]: the captured bias or NULL. documents = 0: no loads per document. */
+struct unit_setup {
+    const struct variant *variant;
+    const struct variant_layer *at;
+    int64_t total_tokens, documents, chunk;
+    const float *captured;
+    int experts;
+    bool hidden;
+};
+bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
+               struct err *err);
+
+/* Routes n tokens, feeding the balance batches and moving the bias after each full one. Returns the
+ * index t*E+e of the first logit that is not finite, or -1. */
+int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scratch);
+
+/* What a chunk needs besides its choices. */
+struct unit_context {
+    int64_t n;
+    const float *scores;          /* [n,E] of the unit's score function; NULL when mass is kept fully */
+    const struct unit *native;    /* its choices of this chunk */
+    const int64_t *document;      /* [n] document of each token; NULL when not counted */
+    uint64_t *mask;               /* [words] zeroed scratch, E bits */
+};
+/* Adds the chunk to the sums, token by token. */
+void unit_accumulate(struct unit *unit, const struct unit_context *context);
+
+#endif

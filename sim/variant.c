@@ -1,0 +1,372 @@
+/* variant.c - the product of the user's lists, resolved at every layer
+ *
+ * The product is an odometer over eight digits; a combination whose digit has no meaning (a second
+ * rate for a rule without rates) is skipped. Resolving is separate: words to structs at one layer. */
+#include "sim/variant.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "analysis/balance.h"
+#include "sim/same_as.h"
+
+enum digit { GATE, SCORE, GROUPS, NORM, RULE, RATE, BATCH, RANKS, DIGITS };
+
+const char *bias_start_name(enum bias_start start) {
+    static const char *const names[] = {
+        [START_DEFAULT] = "", [START_ZERO] = "zero", [START_CAPTURED] = "captured"};
+    return names[start];
+}
+
+/* One combination, still in words; NULL = not asked. */
+struct words {
+    const char *gate, *score, *groups, *norm;
+    const struct bias_rule *rule; /* NULL: the default of each layer */
+    enum bias_start start;
+};
+
+int variant_default_ranks(const struct source *source) {
+    int ranks = 8;
+    for (bool fits = false; ranks > 1 && !fits; ranks -= !fits) {
+        fits = true;
+        for (int l = 0; l < source->layers; l++)
+            fits = fits && balance_ranks_fit(source->layer[l].experts, ranks);
+    }
+    return ranks;
+}
+
+/* ---- resolving one combination at one layer */
+
+/* Copies one aspect of a gate from a specification that spells that aspect alone. */
+static bool override_score(struct gate *gate, const char *word, struct err *err) {
+    char text[GATE_TEXT_BYTES];
+    struct gate from;
+    snprintf(text, sizeof text, "%s,topk=1", word);
+    if (strpbrk(word, ",=") || !gate_parse(text, NULL, &from, err))
+        return err_set(err, ERR_USAGE,
+                       "--score: found \"%.40s\", expected softmax, sigmoid, sqrtsoftplus or "
+                       "identity",
+                       word);
+    gate->score = from.score;
+    return true;
+}
+
+static bool override_groups(struct gate *gate, const char *word, struct err *err) {
+    char text[GATE_TEXT_BYTES];
+    struct gate from;
+    snprintf(text, sizeof text, "softmax,topk=%d,groups=%s", gate->topk, word);
+    if (!gate_parse(text, NULL, &from, err)) return err_context(err, "--groups %.40s", word);
+    if (from.groups == 0) gate->fill = FILL_NEG_INF;
+    gate->groups = from.groups;
+    gate->groups_kept = from.groups_kept;
+    gate->group_rule = from.group_rule;
+    return true;
+}
+
+static bool override_norm(struct gate *gate, const char *word, struct err *err) {
+    char text[GATE_TEXT_BYTES];
+    struct gate from;
+    snprintf(text, sizeof text, "softmax,topk=1,norm=%s", word);
+    if (!gate_parse(text, NULL, &from, err)) return err_context(err, "--norm %.40s", word);
+    gate->norm = from.norm;
+    gate->norm_arg = from.norm_arg;
+    return true;
+}
+
+static bool resolve_gate(const struct words *words, const struct source_layer *layer,
+                         struct gate *gate, struct err *err) {
+    if (!gate_parse(words->gate, &layer->native, gate, err))
+        return err_context(err, "--gate %.60s", words->gate);
+    if (gate->fn != GATE_TABLE && (words->score || words->groups))
+        return err_set(err, ERR_USAGE,
+                       "--gate %.60s: is a special function with its own score and selection: "
+                       "found --score or --groups, expected neither",
+                       words->gate);
+    if (words->score && !override_score(gate, words->score, err)) return false;
+    if (words->groups && !override_groups(gate, words->groups, err)) return false;
+    return !words->norm || override_norm(gate, words->norm, err);
+}
+
+/* Is the captured bias of this layer one that was trained with the gate's own score? */
+static bool own_bias(const struct gate *gate, const struct source_layer *layer) {
+    return gate->score == layer->native.score && gate->order == layer->native.order;
+}
+
+/* The rule when none was asked: a captured bias belongs to the score that it was trained with. A gate
+ * that wants a bias where none was captured keeps its wish, for gate_check to refuse. */
+static const struct bias_rule *default_rule(const struct gate *gate,
+                                            const struct source_layer *layer) {
+    const struct bias_rule *none = &bias_rules[0], *frozen = none;
+    while (strcmp(frozen->name, "frozen") != 0) frozen++;
+    if (!gate->bias) return none;
+    return !layer->bias || own_bias(gate, layer) ? frozen : none;
+}
+
+static bool check_bias(const struct words *words, const struct variant_layer *at,
+                       const struct source_layer *layer, struct err *err) {
+    if (at->gate.fn != GATE_TABLE && at->rule->adds_bias)
+        return err_set(err, ERR_USAGE,
+                       "bias rule %s: gate %.60s is a special function without a place for a bias",
+                       at->rule->name, words->gate);
+    if (at->start == START_CAPTURED && !layer->bias) {
+        if (!words->rule) return true; /* gate_check says it better */
+        return err_set(err, ERR_USAGE,
+                       "bias rule %s: found no captured bias, expected one%s", at->rule->name,
+                       at->rule->update ? " (or --bias-start zero)" : " (or a rule that updates)");
+    }
+    return true;
+}
+
+static bool resolve(const struct words *words, const struct source_layer *layer,
+                    struct variant_layer *at, struct err *err) {
+    *at = (struct variant_layer){0};
+    if (!resolve_gate(words, layer, &at->gate, err)) return false;
+    bool wanted = at->gate.bias;
+    at->rule = words->rule ? words->rule : default_rule(&at->gate, layer);
+    at->gate.bias = at->rule->adds_bias;
+    if (at->rule->adds_bias) {
+        at->start = at->rule->update ? words->start : START_CAPTURED;
+        if (at->start == START_DEFAULT) at->start = START_ZERO;
+    }
+    if (!check_bias(words, at, layer, err)) return false;
+    at->foreign = at->start == START_CAPTURED && !own_bias(&at->gate, layer);
+    at->dropped_bias = wanted && !at->gate.bias && !words->rule;
+    return gate_check(&at->gate, layer->experts, layer->bias || at->start == START_ZERO, err);
+}
+
+/* ---- the product */
+
+struct product {
+    const struct variant_lists *lists;
+    const struct source *source;
+    const struct bias_rule **rules; /* [max(1, bias_rules.count)]; {NULL} = default */
+    int size[DIGITS];
+    int64_t default_ranks;
+};
+
+static const char *text_at(const struct texts *texts, int i) {
+    return texts->count > 0 ? texts->item[i] : NULL;
+}
+
+static struct words words_at(const struct product *p, const int *at) {
+    const char *gate = text_at(&p->lists->gates, at[GATE]);
+    return (struct words){.gate = gate ? gate : "native",
+                          .score = text_at(&p->lists->scores, at[SCORE]),
+                          .groups = text_at(&p->lists->groups, at[GROUPS]),
+                          .norm = text_at(&p->lists->norms, at[NORM]),
+                          .rule = p->rules[at[RULE]],
+                          .start = p->lists->start};
+}
+
+/* Advances the odometer; false after the last combination. */
+static bool next(const struct product *p, int *at) {
+    for (int d = DIGITS - 1; d >= 0; d--) {
+        if (++at[d] < p->size[d]) return true;
+        at[d] = 0;
+    }
+    return false;
+}
+
+static bool meaningless(const struct product *p, const int *at) {
+    const struct bias_rule *rule = p->rules[at[RULE]];
+    return at[RATE] > 0 && !(rule && rule->needs_rate);
+}
+
+static void product_sizes(struct product *p) {
+    const struct variant_lists *lists = p->lists;
+    const int counts[DIGITS] = {lists->gates.count,      lists->scores.count, lists->groups.count,
+                                lists->norms.count,      lists->bias_rules.count,
+                                lists->rate_count,       lists->batch_count,  lists->ranks_count};
+    for (int d = 0; d < DIGITS; d++) p->size[d] = counts[d] > 0 ? counts[d] : 1;
+}
+
+static bool find_rules(struct product *p, struct err *err) {
+    bool any_rate = false;
+    p->rules = calloc((size_t)p->size[RULE], sizeof *p->rules);
+    if (!p->rules) return err_memory(err, "bias rules");
+    for (int i = 0; i < p->lists->bias_rules.count; i++) {
+        p->rules[i] = bias_rule_find(p->lists->bias_rules.item[i], err);
+        if (!p->rules[i]) return false;
+        any_rate = any_rate || p->rules[i]->needs_rate;
+    }
+    if (p->lists->rate_count > 0 && !any_rate)
+        return err_set(err, ERR_USAGE,
+                       "--bias-rate: found no rule that has a rate, expected --bias-rule sign (or "
+                       "another that updates)");
+    return true;
+}
+
+static bool count_variants(const struct product *p, int *count, struct err *err) {
+    double product = 1;
+    for (int d = 0; d < DIGITS; d++) product *= p->size[d];
+    if (product > VARIANT_MAX)
+        return err_set(err, ERR_USAGE, "variants: found %.0f, expected at most %d", product,
+                       VARIANT_MAX);
+    int at[DIGITS] = {0};
+    *count = 0;
+    do *count += !meaningless(p, at);
+    while (next(p, at));
+    return true;
+}
+
+static void print_label(struct variant *v, const struct words *words, const struct product *p) {
+    int n = snprintf(v->label, sizeof v->label, "%.200s", words->gate);
+    const char *const parts[] = {words->score, words->groups ? "groups=" : NULL, words->groups,
+                                 words->norm ? "norm=" : NULL, words->norm};
+    bool joined = false;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (!parts[i] || n >= (int)sizeof v->label) continue;
+        n += snprintf(v->label + n, sizeof v->label - (size_t)n, "%s%.80s", joined ? "" : ",",
+                      parts[i]);
+        joined = parts[i][strlen(parts[i]) - 1] == '=';
+    }
+    if (words->rule && n < (int)sizeof v->label)
+        n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %s", words->rule->name);
+    if (!isnan(v->rate) && n < (int)sizeof v->label)
+        n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %g", v->rate);
+    if (p->size[BATCH] > 1 && n < (int)sizeof v->label)
+        n += snprintf(v->label + n, sizeof v->label - (size_t)n, " N=%lld",
+                      (long long)v->batch_tokens);
+    if (p->size[RANKS] > 1 && n < (int)sizeof v->label)
+        snprintf(v->label + n, sizeof v->label - (size_t)n, " R=%d", v->ranks);
+}
+
+static bool check_ranks(const struct variant *v, const struct source *source, struct err *err) {
+    for (int l = 0; l < source->layers; l++)
+        if (!balance_ranks_fit(source->layer[l].experts, v->ranks))
+            return err_set(err, ERR_USAGE,
+                           "--ranks: found %d, expected a divisor of the %d experts of layer %d "
+                           "(ranks hold equal contiguous blocks)",
+                           v->ranks, source->layer[l].experts, source->layer[l].layer);
+    return true;
+}
+
+/* Gate, rule and start as one text for all layers; where they differ, as asked. */
+static void summarise_layers(struct variant *v, const struct variant_layer *at, int layers) {
+    char first[GATE_TEXT_BYTES];
+    gate_print(&at[0].gate, first);
+    snprintf(v->gate, sizeof v->gate, "%s", first);
+    v->rule = at[0].rule->name;
+    v->start = at[0].start;
+    for (int l = 1; l < layers; l++) {
+        if (!gate_equal(&at[0].gate, &at[l].gate)) snprintf(v->gate, sizeof v->gate, "%s", v->label);
+        if (at[l].rule != at[0].rule) v->rule = "mixed";
+        if (at[l].start != START_DEFAULT) v->start = at[l].start;
+    }
+}
+
+static bool make_variant(const struct product *p, const int *at, struct variant *v,
+                         struct variant_layer *layer, struct err *err) {
+    const struct variant_lists *lists = p->lists;
+    struct words words = words_at(p, at);
+    bool rated = words.rule && words.rule->needs_rate;
+    v->rate = !rated ? NAN : lists->rate_count > 0 ? lists->rates[at[RATE]] : VARIANT_RATE;
+    v->batch_tokens = lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
+    v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
+    v->same_why = "";
+    print_label(v, &words, p);
+    if (!check_ranks(v, p->source, err)) return false;
+    for (int l = 0; l < p->source->layers; l++)
+        if (!resolve(&words, &p->source->layer[l], &layer[l], err))
+            return err_context(err, "variant %d: layer %d", v->number, p->source->layer[l].layer);
+    summarise_layers(v, layer, p->source->layers);
+    return true;
+}
+
+/* ---- what the user must know */
+
+static void note_biases(struct variant_set *set, const struct source *source) {
+    for (int i = 0; i < set->count; i++) {
+        const struct variant *v = &set->variant[i];
+        for (int l = 0; l < set->layers; l++) {
+            const struct variant_layer *at = variant_at(set, i, l);
+            if (!at->foreign && !at->dropped_bias) continue;
+            if (at->foreign)
+                str_printf(&set->notes,
+                           "variant %d (%s): carries the captured bias of layer %d to a score "
+                           "function that it was not trained with\n",
+                           v->number, v->label, source->layer[l].layer);
+            else
+                str_printf(&set->notes,
+                           "variant %d (%s): runs without the captured bias, which belongs to "
+                           "another score function (--bias-rule frozen carries it)\n",
+                           v->number, v->label);
+            break;
+        }
+    }
+}
+
+/* Smallest earlier variant whose load is provably the same at every layer. */
+static int find_twin(const struct variant_set *set, const struct source *source, int i) {
+    for (int j = 0; j < i; j++) {
+        bool same = true;
+        for (int l = 0; same && l < set->layers; l++) {
+            struct choice_law a =
+                choice_law(&set->variant[j], variant_at(set, j, l), source->tokens);
+            struct choice_law b =
+                choice_law(&set->variant[i], variant_at(set, i, l), source->tokens);
+            same = same_load(&a, &b);
+        }
+        if (same) return j;
+    }
+    return -1;
+}
+
+static void derive_twins(struct variant_set *set, const struct source *source) {
+    for (int i = 1; i < set->count; i++) {
+        struct variant *v = &set->variant[i];
+        int twin = find_twin(set, source, i);
+        if (twin < 0) continue;
+        struct choice_law a =
+            choice_law(&set->variant[twin], variant_at(set, twin, 0), source->tokens);
+        struct choice_law b = choice_law(v, variant_at(set, i, 0), source->tokens);
+        v->same_as = set->variant[twin].number;
+        v->same_why = same_why(&a, &b);
+        str_printf(&set->notes, "variant %d (%s): same load as variant %d: %s\n", v->number,
+                   v->label, v->same_as, v->same_why);
+    }
+}
+
+const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer) {
+    return &set->at[(int64_t)variant * set->layers + layer];
+}
+
+bool variant_set_build(struct variant_set *set, const struct variant_lists *lists,
+                       const struct source *source, struct err *err) {
+    struct product p = {.lists = lists, .source = source};
+    int at[DIGITS] = {0};
+    bool ok = false;
+    *set = (struct variant_set){.layers = source->layers};
+    p.default_ranks = variant_default_ranks(source);
+    product_sizes(&p);
+    if (!find_rules(&p, err) || !count_variants(&p, &set->count, err)) goto done;
+    set->variant = calloc((size_t)set->count, sizeof *set->variant);
+    set->at = calloc((size_t)set->count * (size_t)set->layers, sizeof *set->at);
+    if (!set->variant || !set->at) {
+        err_memory(err, "variants");
+        goto done;
+    }
+    int made = 0;
+    do {
+        if (meaningless(&p, at)) continue;
+        set->variant[made].number = made + 1;
+        if (!make_variant(&p, at, &set->variant[made], set->at + (int64_t)made * set->layers, err))
+            goto done;
+        made++;
+    } while (next(&p, at));
+    note_biases(set, source);
+    derive_twins(set, source);
+    ok = !set->notes.failed || err_memory(err, "notes");
+done:
+    free((void *)p.rules);
+    return ok;
+}
+
+void variant_set_free(struct variant_set *set) {
+    free(set->variant);
+    free(set->at);
+    str_free(&set->notes);
+    *set = (struct variant_set){0};
+}
