@@ -1,8 +1,8 @@
 /* balance.h - how evenly tokens are spread: every measure of load imbalance, defined once
  *
  * Layer 2: arithmetic on plain arrays, no GSL, no allocation, no I/O; used by the simulator, the
- * statistics and the report alike. Letters: n_e = tokens that chose expert e, over the axis that the
- * caller names (a batch, a layer's whole replay, one domain); E = experts; m = sum n_e / E.
+ * statistics and the report alike. Letters: n_e = tokens that chose expert e, over the axis that
+ * the caller names (a batch, a layer's whole replay, one domain); E = experts; m = sum n_e / E.
  *
  * Every measure of an empty load (sum 0) is NaN: there is nothing to be balanced or not.
  *
@@ -25,8 +25,8 @@ double balance_mean(const int64_t *n, int count);
 double balance_maxvio(const int64_t *n, int count);
 
 /* Coefficient of variation: population standard deviation over the E experts / m.
- * Its square is the CV^2 loss of Shazeer et al. (arXiv 1701.06538, equation 6), there on soft loads.
- * TensorRT-LLM prints the sample (E - 1) standard deviation. */
+ * Its square is the CV^2 loss of Shazeer et al. (arXiv 1701.06538, equation 6), there on soft
+ * loads. TensorRT-LLM prints the sample (E - 1) standard deviation. */
 double balance_cv(const int64_t *n, int count);
 
 /* Gini = sum_ij abs(n_i - n_j) / (2 E^2 m), in [0, 1 - 1/E]. Computed from the sorted loads:
@@ -42,8 +42,8 @@ int64_t balance_max(const int64_t *n, int count);
 int64_t balance_sum(const int64_t *n, int count);
 
 /* Efficiency = m / max n, in (0, 1]: the bound on speed when the slowest of equal workers sets the
- * pace (compute-bound). = 1 / (1 + MaxVio). Also called balancedness or utilization (SGLang, per GPU,
- * there with 1e-5 added above and below the line); never min/max. */
+ * pace (compute-bound). = 1 / (1 + MaxVio). Also called balancedness or utilization (SGLang, per
+ * GPU, there with 1e-5 added above and below the line); never min/max. */
 double balance_efficiency(const int64_t *n, int count);
 
 /* load[r] <- sum of n over the r-th of `ranks` contiguous blocks of count/ranks experts. ranks must

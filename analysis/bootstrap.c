@@ -1,7 +1,7 @@
 /* bootstrap.c - bootstrap intervals over clusters
  *
- * One engine (`bootstrap`) and a few statistics over it. The cost is resamples * clusters * the cost
- * of the statistic; 2000 draws of 100 documents of 256 experts take some 50 ms. */
+ * One engine (`bootstrap`) and a few statistics over it. The cost is resamples * clusters * the
+ * cost of the statistic; 2000 draws of 100 documents of 256 experts take some 50 ms. */
 #include "analysis/bootstrap.h"
 
 #include <gsl/gsl_cdf.h>
@@ -45,9 +45,10 @@ static double bias_correction(const struct draws *draws, double estimate) {
     return gsl_cdf_ugaussian_Pinv(fmin(fmax(below / draws->count, edge), 1 - edge));
 }
 
-/* a = sum (m - x_i)^3 / (6 (sum (m - x_i)^2)^1.5) over the leave-one-out values x_i, m their mean. */
-static double acceleration(int clusters, bootstrap_statistic statistic, void *context,
-                           int *picked, double *loo) {
+/* a = sum (m - x_i)^3 / (6 (sum (m - x_i)^2)^1.5) over the leave-one-out values x_i, m their mean.
+ */
+static double acceleration(int clusters, bootstrap_statistic statistic, void *context, int *picked,
+                           double *loo) {
     int used = 0;
     for (int out = 0; out < clusters; out++) {
         for (int i = 0, n = 0; i < clusters; i++)

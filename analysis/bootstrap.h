@@ -1,14 +1,15 @@
 /* bootstrap.h - how sure a figure is: bootstrap intervals over clusters (documents)
  *
- * Layer 2, the GSL folder. Tokens of one document are not independent, so the unit that is drawn with
- * replacement is the document: every interval here is a cluster bootstrap. A statistic is any
- * function of a drawn list of clusters; a difference of two variants is drawn in pairs (both see the
- * same documents), which is what makes it sharp.
+ * Layer 2, the GSL folder. Tokens of one document are not independent, so the unit that is drawn
+ * with replacement is the document: every interval here is a cluster bootstrap. A statistic is any
+ * function of a drawn list of clusters; a difference of two variants is drawn in pairs (both see
+ * the same documents), which is what makes it sharp.
  *
- * Intervals: percentile, or BCa (bias-corrected and accelerated, the acceleration from the jackknife
- * over clusters): Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 and
- * 14.3. With few clusters no bootstrap is honest: `few` is set below BOOTSTRAP_FEW, and with fewer
- * than two clusters the interval is NaN. Seeded (GSL mt19937): the same numbers every time. */
+ * Intervals: percentile, or BCa (bias-corrected and accelerated, the acceleration from the
+ * jackknife over clusters): Efron and Tibshirani, An Introduction to the Bootstrap (1993),
+ * sections 13.3 and 14.3. With few clusters no bootstrap is honest: `few` is set below
+ * BOOTSTRAP_FEW, and with fewer than two clusters the interval is NaN. Seeded (GSL mt19937): the
+ * same numbers every time. */
 #ifndef ANALYSIS_BOOTSTRAP_H
 #define ANALYSIS_BOOTSTRAP_H
 
@@ -46,8 +47,7 @@ bool bootstrap(int clusters, bootstrap_statistic statistic, void *context,
 
 /* Weighted mean of one value per cluster: sum w x / sum w. weights NULL: all 1. */
 bool bootstrap_mean(const double *values, const double *weights, int clusters,
-                    const struct bootstrap_options *options, struct interval *out,
-                    struct err *err);
+                    const struct bootstrap_options *options, struct interval *out, struct err *err);
 
 /* Paired difference of two weighted means over the same clusters: mean(a) - mean(b). */
 bool bootstrap_mean_difference(const double *a, const double *b, const double *weights,
@@ -57,8 +57,7 @@ bool bootstrap_mean_difference(const double *a, const double *b, const double *w
 /* A measure of balance (balance.h) of the loads summed over documents: counts[clusters,experts]. */
 typedef double (*load_measure)(const int64_t *n, int experts);
 bool bootstrap_load(const int64_t *counts, int clusters, int experts, load_measure measure,
-                    const struct bootstrap_options *options, struct interval *out,
-                    struct err *err);
+                    const struct bootstrap_options *options, struct interval *out, struct err *err);
 
 /* Paired difference measure(a) - measure(b) of two variants over the same documents. */
 bool bootstrap_load_difference(const int64_t *a, const int64_t *b, int clusters, int experts,

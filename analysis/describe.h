@@ -1,7 +1,7 @@
 /* describe.h - plain descriptions of a sample: mean, spread, quantiles, correlation
  *
- * Layer 2, the GSL folder; arrays in, numbers out, no I/O. Values must be finite: a NaN in the sample
- * is refused, naming its index, since a quantile over NaN means nothing. */
+ * Layer 2, the GSL folder; arrays in, numbers out, no I/O. Values must be finite: a NaN in the
+ * sample is refused, naming its index, since a quantile over NaN means nothing. */
 #ifndef ANALYSIS_DESCRIBE_H
 #define ANALYSIS_DESCRIBE_H
 

@@ -15,12 +15,12 @@
 struct batches {
     int experts, ranks;
     int64_t batch_tokens;
-    int64_t filled;    /* tokens of the open batch */
-    int64_t *counts;   /* [E] of the open batch */
-    int64_t *load;     /* [ranks] scratch */
-    int64_t closed;    /* batches below */
-    int64_t *tokens;   /* [closed] */
-    double *maxvio;    /* [closed] over experts */
+    int64_t filled;     /* tokens of the open batch */
+    int64_t *counts;    /* [E] of the open batch */
+    int64_t *load;      /* [ranks] scratch */
+    int64_t closed;     /* batches below */
+    int64_t *tokens;    /* [closed] */
+    double *maxvio;     /* [closed] over experts */
     double *efficiency; /* [closed] mean / max over ranks */
 };
 
@@ -29,8 +29,8 @@ bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks
                   int64_t batch_tokens, int64_t total_tokens, struct err *err);
 /* Tokens that the open batch still takes; >= 1. */
 int64_t batches_room(const struct batches *b);
-/* Counts n <= room tokens with their expert[n,k]. True when the batch is full now: read counts, then
- * close it. */
+/* Counts n <= room tokens with their expert[n,k]. True when the batch is full now: read counts,
+ * then close it. */
 bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n);
 /* Measures the open batch and opens the next; does nothing when it is empty. */
 void batches_close(struct batches *b);

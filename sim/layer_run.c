@@ -61,8 +61,8 @@ static bool add_batches(struct stream *s, struct unit *unit, int i, struct err *
     const struct variant *v = &s->job->variants->variant[i];
     struct batches *b = arena_alloc(&s->run->arena, 1, sizeof *b);
     if (!unit->batches)
-        unit->batches = arena_alloc(&s->run->arena, (size_t)s->job->variants->count,
-                                    sizeof(struct batches *));
+        unit->batches =
+            arena_alloc(&s->run->arena, (size_t)s->job->variants->count, sizeof(struct batches *));
     if (!b || !unit->batches) return err_memory(err, "balance batches");
     unit->batches[unit->batch_sets++] = s->run->batches[i] = b;
     return batches_init(b, &s->run->arena, s->layer->experts, v->ranks, v->batch_tokens,
@@ -82,8 +82,7 @@ static bool add_variants(struct stream *s, int layer, int share, struct err *err
         if (!of[i]) of[i] = add_unit(s, v, at, false, err);
         if (!of[i] || !add_batches(s, of[i], i, err)) return false;
         struct unit *twin = v->same_as ? of[v->same_as - 1] : NULL;
-        if (twin && twin != of[i] && !same_choice_bits(&twin->law, &of[i]->law))
-            of[i]->twin = twin;
+        if (twin && twin != of[i] && !same_choice_bits(&twin->law, &of[i]->law)) of[i]->twin = twin;
     }
     return true;
 }
@@ -96,7 +95,8 @@ static struct unit *static_unit(struct stream *s, const struct gate *gate, enum 
     const struct variant_layer at = {.gate = *gate, .rule = &fixed, .start = start};
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
-        if (!unit->rule && gate_equal(&unit->gate, gate) && (!gate->bias || unit->law.start == start))
+        if (!unit->rule && gate_equal(&unit->gate, gate) &&
+            (!gate->bias || unit->law.start == start))
             return s->run->unit[u];
     }
     return add_unit(s, &any, &at, true, err);
@@ -142,8 +142,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     }
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
-    if (s->job->options->order)
-        s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
+    if (s->job->options->order) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
     if (s->job->options->documents) s->document = arena_alloc(arena, n, sizeof *s->document);
     bool ok = s->mask && s->scratch && (s->gathered || !s->job->options->order) &&
               (s->document || !s->job->options->documents);
@@ -185,11 +184,11 @@ static bool fetch(struct stream *s, int64_t position, const float **logits, int6
 static bool refuse_logit(const struct stream *s, int64_t position, int64_t bad, float value,
                          struct err *err) {
     int experts = s->layer->experts;
-    return err_set(err, ERR_DATA,
-                   "%s: layer %d: token %lld: expert %lld: found logit %g, expected a finite number",
-                   s->job->source->name, s->layer->layer,
-                   (long long)token_at(s, position + bad / experts), (long long)(bad % experts),
-                   (double)value);
+    return err_set(
+        err, ERR_DATA,
+        "%s: layer %d: token %lld: expert %lld: found logit %g, expected a finite number",
+        s->job->source->name, s->layer->layer, (long long)token_at(s, position + bad / experts),
+        (long long)(bad % experts), (double)value);
 }
 
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,

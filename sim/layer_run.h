@@ -1,8 +1,8 @@
 /* layer_run.h - all variants of a share over the tokens of one layer: the job of one thread
  *
- * Layer 4 (sim), private to the replay. A job is one layer and one share of the variants; shares are
- * cut so that variants of equal load stay together. Nothing is shared between jobs but the constant
- * description, so what a job computes cannot depend on who runs it (law 3). */
+ * Layer 4 (sim), private to the replay. A job is one layer and one share of the variants; shares
+ * are cut so that variants of equal load stay together. Nothing is shared between jobs but the
+ * constant description, so what a job computes cannot depend on who runs it (law 3). */
 #ifndef SIM_LAYER_RUN_H
 #define SIM_LAYER_RUN_H
 
@@ -37,8 +37,8 @@ struct layer_run {
     struct replay_row *row;   /* [variants] filled at the end */
 };
 
-/* Runs one share at one layer; on success row[] of its variants is filled. Borrows job. Release with
- * layer_run_free in any case. */
+/* Runs one share at one layer; on success row[] of its variants is filled. Borrows job. Release
+ * with layer_run_free in any case. */
 bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, int share,
                struct err *err);
 void layer_run_free(struct layer_run *run);

@@ -2,7 +2,8 @@
  *
  * A job is (layer, share of the variants). With enough layers a share is everything; with few, the
  * variants are divided too, at the price of reading a layer once per share. Rows are handed to the
- * sink under one lock, layer by layer: whoever finishes the last share of the next layer does it. */
+ * sink under one lock, layer by layer: whoever finishes the last share of the next layer does it.
+ */
 #include "sim/replay.h"
 
 #include <pthread.h>
@@ -34,8 +35,8 @@ static bool step(void *context, int64_t tokens) {
     struct state *s = context;
     int64_t done = atomic_fetch_add(&s->done, tokens) + tokens;
     if (pthread_mutex_trylock(&s->report_lock) == 0) {
-        if (!progress_report(s->progress, "replay", done / s->job.shares,
-                             s->total / s->job.shares, "token-layers"))
+        if (!progress_report(s->progress, "replay", done / s->job.shares, s->total / s->job.shares,
+                             "token-layers"))
             atomic_store(&s->stop, true);
         pthread_mutex_unlock(&s->report_lock);
     }
@@ -173,9 +174,8 @@ done:
 
 int64_t *replay_shuffle(int64_t tokens, uint64_t seed, struct err *err) {
     struct rng rng;
-    int64_t *order = (uint64_t)tokens > SIZE_MAX / sizeof *order
-                         ? NULL
-                         : malloc((size_t)tokens * sizeof *order);
+    int64_t *order =
+        (uint64_t)tokens > SIZE_MAX / sizeof *order ? NULL : malloc((size_t)tokens * sizeof *order);
     if (!order) {
         err_memory(err, "token order");
         return NULL;

@@ -1,13 +1,13 @@
 /* replay.h - runs recorded router logits through other gates and bias rules, and measures the load
  *
- * Layer 4 (sim): calls traces (types), router, analysis and base. The replay is open loop: a layer's
- * logits stay as recorded whatever an earlier layer would have chosen (law 6). Per layer the tokens
- * are streamed once for all variants; what variants share (the native choices, scores, the routing
- * of equal gates) is computed once. Memory does not grow with the tokens, but for one number per
- * balance batch and, when shuffled, one per token.
+ * Layer 4 (sim): calls traces (types), router, analysis and base. The replay is open loop: a
+ * layer's logits stay as recorded whatever an earlier layer would have chosen (law 6). Per layer
+ * the tokens are streamed once for all variants; what variants share (the native choices, scores,
+ * the routing of equal gates) is computed once. Memory does not grow with the tokens, but for one
+ * number per balance batch and, when shuffled, one per token.
  *
- * Law 3: each (layer, variant) accumulates alone and in token order, so that every figure is the same
- * bit for bit for any number of threads and any chunk size. */
+ * Law 3: each (layer, variant) accumulates alone and in token order, so that every figure is the
+ * same bit for bit for any number of threads and any chunk size. */
 #ifndef SIM_REPLAY_H
 #define SIM_REPLAY_H
 
@@ -28,22 +28,24 @@ struct replay_options {
     bool documents;       /* count per document too (memory: documents x experts x variants) */
 };
 
-/* One variant at one layer. Borrowed during the call of the sink. E experts, k chosen, D documents. */
+/* One variant at one layer. Borrowed during the call of the sink. E experts, k chosen, D documents.
+ */
 struct replay_row {
     struct result_layer measures; /* DESIGN section 8 */
     int experts, topk;
-    const int64_t *tokens;    /* [E] that chose the expert */
-    const double *weight;     /* [E] sum of the gate weights it received, added in token order */
-    const double *bias;       /* [E] after the last update; NULL when the gate has none */
+    const int64_t *tokens; /* [E] that chose the expert */
+    const double *weight;  /* [E] sum of the gate weights it received, added in token order */
+    const double *bias;    /* [E] after the last update; NULL when the gate has none */
     const struct batches *batches;
-    const double *rank_mean;  /* [k] weight at each rank of selection, mean over tokens */
-    const double *rank_sd;    /* [k] its population standard deviation */
-    const int64_t *document;  /* [D,E] tokens of the document that chose the expert; NULL if not asked */
+    const double *rank_mean; /* [k] weight at each rank of selection, mean over tokens */
+    const double *rank_sd;   /* [k] its population standard deviation */
+    const int64_t
+        *document;  /* [D,E] tokens of the document that chose the expert; NULL if not asked */
     int64_t parted; /* tokens whose experts differ from those of the claimed same_as: f32 ties */
 };
 
-/* Called for every layer in order and, within it, every variant in order; never twice at a time, but
- * perhaps from different threads. Returning false stops the replay with its err. */
+/* Called for every layer in order and, within it, every variant in order; never twice at a time,
+ * but perhaps from different threads. Returning false stops the replay with its err. */
 struct replay_sink {
     bool (*row)(void *context, const struct replay_row *row, struct err *err);
     void *context;

@@ -7,8 +7,8 @@
  * zero is none.
  *
  * The proofs are in real arithmetic. In f32 a score can round to its neighbour's (saturation), and
- * then the tie rule decides; a replay therefore counts the tokens where twins part (see replay.h) and
- * withdraws the claim when there is one. */
+ * then the tie rule decides; a replay therefore counts the tokens where twins part (see replay.h)
+ * and withdraws the claim when there is one. */
 #ifndef SIM_SAME_AS_H
 #define SIM_SAME_AS_H
 
@@ -19,7 +19,7 @@
 
 /* How a variant behaves at a layer, as far as its choices go. */
 struct choice_law {
-    struct gate gate; /* `bias` cleared where the bias is zero throughout */
+    struct gate gate;             /* `bias` cleared where the bias is zero throughout */
     const struct bias_rule *rule; /* NULL when the bias never moves while tokens are left */
     double rate;
     enum bias_start start;

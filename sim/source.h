@@ -33,8 +33,8 @@ struct source {
 
     /* Opens layer `index`. Thread-safe. Returns owned (close); NULL with err set. */
     struct source_reader *(*open)(const struct source *source, int index, struct err *err);
-    /* The rows from token `first` on, at most `max`: sets *logits to [*n,E], borrowed until the next
-     * call, and *n >= 1. */
+    /* The rows from token `first` on, at most `max`: sets *logits to [*n,E], borrowed until the
+     * next call, and *n >= 1. */
     bool (*rows)(struct source_reader *reader, int64_t first, int64_t max, const float **logits,
                  int64_t *n, struct err *err);
     /* logits[n,E] <- the rows of token[n], in the order given. */
@@ -44,9 +44,9 @@ struct source {
     const void *context; /* the source's own */
 };
 
-/* Over a trace that holds scores; refuses others ("needs router scores"), a router whose gate is not
- * known unless `gate` gives it (NULL: the captured ones), and a trace without tokens. Borrows the
- * trace. source_free releases what it made. */
+/* Over a trace that holds scores; refuses others ("needs router scores"), a router whose gate is
+ * not known unless `gate` gives it (NULL: the captured ones), and a trace without tokens. Borrows
+ * the trace. source_free releases what it made. */
 bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
                        struct err *err);
 void source_free(struct source *source);

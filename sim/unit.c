@@ -1,7 +1,8 @@
 /* unit.c - one routing: choices, sums, balance batches, bias
  *
- * Every sum runs in token order and belongs to one unit alone; reals are f64. The sums of weights by
- * rank are taken about the first value seen, which keeps the variance of near-constant weights. */
+ * Every sum runs in token order and belongs to one unit alone; reals are f64. The sums of weights
+ * by rank are taken about the first value seen, which keeps the variance of near-constant weights.
+ */
 #include "sim/unit.h"
 
 #include <math.h>
@@ -40,8 +41,7 @@ static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct 
     unit->first_sum = unit->shift + k;
     unit->second_sum = unit->shift + 2 * k;
     if (setup->documents == 0) return true;
-    unit->document =
-        arena_alloc(arena, (size_t)setup->documents, experts * sizeof *unit->document);
+    unit->document = arena_alloc(arena, (size_t)setup->documents, experts * sizeof *unit->document);
     return unit->document != NULL;
 }
 

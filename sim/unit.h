@@ -1,9 +1,9 @@
 /* unit.h - one routing that several variants share: chunk in, choices and sums out
  *
- * Layer 4 (sim), private to the replay. A unit is one gate with one bias trajectory at one layer; the
- * variants that only measure along another axis (batch size without updates, ranks) share it. A hidden
- * unit serves the others: the native choices, or the k highest scores. Letters: n tokens of a chunk, E
- * experts, k chosen, D documents. */
+ * Layer 4 (sim), private to the replay. A unit is one gate with one bias trajectory at one layer;
+ * the variants that only measure along another axis (batch size without updates, ranks) share it. A
+ * hidden unit serves the others: the native choices, or the k highest scores. Letters: n tokens of
+ * a chunk, E experts, k chosen, D documents. */
 #ifndef SIM_UNIT_H
 #define SIM_UNIT_H
 
@@ -22,7 +22,7 @@ struct unit {
     struct gate gate;             /* effective */
     const struct bias_rule *rule; /* NULL: static */
     double rate;
-    double *bias;  /* [E]; NULL when the gate has none */
+    double *bias;   /* [E]; NULL when the gate has none */
     float *rounded; /* [E] as it is added to the scores */
     int experts;
 
@@ -39,13 +39,15 @@ struct unit {
     double *received;  /* [E] */
     int64_t *document; /* [D,E] or NULL */
     int64_t ties, escapes, agreed;
-    double mass;       /* sum over tokens of the share of score mass kept */
-    double *shift, *first_sum, *second_sum; /* [k] of the weight at each rank, less its first value */
+    double mass; /* sum over tokens of the share of score mass kept */
+    double *shift, *first_sum,
+        *second_sum; /* [k] of the weight at each rank, less its first value */
 
     struct batches **batches; /* [batch_sets] one per variant; the first drives the updates */
     int batch_sets;
 
-    const struct unit *top;  /* hidden or not: the k highest of the same score; NULL: this one is it */
+    const struct unit
+        *top; /* hidden or not: the k highest of the same score; NULL: this one is it */
     const struct unit *twin; /* earlier unit of claimed equal load, not bit for bit; or NULL */
     int64_t parted;          /* tokens where it and twin differ */
 };
@@ -70,10 +72,10 @@ int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scra
 /* What a chunk needs besides its choices. */
 struct unit_context {
     int64_t n;
-    const float *scores;          /* [n,E] of the unit's score function; NULL when mass is kept fully */
-    const struct unit *native;    /* its choices of this chunk */
-    const int64_t *document;      /* [n] document of each token; NULL when not counted */
-    uint64_t *mask;               /* [words] zeroed scratch, E bits */
+    const float *scores; /* [n,E] of the unit's score function; NULL when mass is kept fully */
+    const struct unit *native; /* its choices of this chunk */
+    const int64_t *document;   /* [n] document of each token; NULL when not counted */
+    uint64_t *mask;            /* [words] zeroed scratch, E bits */
 };
 /* Adds the chunk to the sums, token by token. */
 void unit_accumulate(struct unit *unit, const struct unit_context *context);

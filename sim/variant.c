@@ -1,7 +1,8 @@
 /* variant.c - the product of the user's lists, resolved at every layer
  *
  * The product is an odometer over eight digits; a combination whose digit has no meaning (a second
- * rate for a rule without rates) is skipped. Resolving is separate: words to structs at one layer. */
+ * rate for a rule without rates) is skipped. Resolving is separate: words to structs at one layer.
+ */
 #include "sim/variant.h"
 
 #include <math.h>
@@ -94,8 +95,8 @@ static bool own_bias(const struct gate *gate, const struct source_layer *layer) 
     return gate->score == layer->native.score && gate->order == layer->native.order;
 }
 
-/* The rule when none was asked: a captured bias belongs to the score that it was trained with. A gate
- * that wants a bias where none was captured keeps its wish, for gate_check to refuse. */
+/* The rule when none was asked: a captured bias belongs to the score that it was trained with. A
+ * gate that wants a bias where none was captured keeps its wish, for gate_check to refuse. */
 static const struct bias_rule *default_rule(const struct gate *gate,
                                             const struct source_layer *layer) {
     const struct bias_rule *none = &bias_rules[0], *frozen = none;
@@ -112,8 +113,8 @@ static bool check_bias(const struct words *words, const struct variant_layer *at
                        at->rule->name, words->gate);
     if (at->start == START_CAPTURED && !layer->bias) {
         if (!words->rule) return true; /* gate_check says it better */
-        return err_set(err, ERR_USAGE,
-                       "bias rule %s: found no captured bias, expected one%s", at->rule->name,
+        return err_set(err, ERR_USAGE, "bias rule %s: found no captured bias, expected one%s",
+                       at->rule->name,
                        at->rule->update ? " (or --bias-start zero)" : " (or a rule that updates)");
     }
     return true;
@@ -176,9 +177,9 @@ static bool meaningless(const struct product *p, const int *at) {
 
 static void product_sizes(struct product *p) {
     const struct variant_lists *lists = p->lists;
-    const int counts[DIGITS] = {lists->gates.count,      lists->scores.count, lists->groups.count,
-                                lists->norms.count,      lists->bias_rules.count,
-                                lists->rate_count,       lists->batch_count,  lists->ranks_count};
+    const int counts[DIGITS] = {lists->gates.count, lists->scores.count,     lists->groups.count,
+                                lists->norms.count, lists->bias_rules.count, lists->rate_count,
+                                lists->batch_count, lists->ranks_count};
     for (int d = 0; d < DIGITS; d++) p->size[d] = counts[d] > 0 ? counts[d] : 1;
 }
 
@@ -251,7 +252,8 @@ static void summarise_layers(struct variant *v, const struct variant_layer *at, 
     v->rule = at[0].rule->name;
     v->start = at[0].start;
     for (int l = 1; l < layers; l++) {
-        if (!gate_equal(&at[0].gate, &at[l].gate)) snprintf(v->gate, sizeof v->gate, "%s", v->label);
+        if (!gate_equal(&at[0].gate, &at[l].gate))
+            snprintf(v->gate, sizeof v->gate, "%s", v->label);
         if (at[l].rule != at[0].rule) v->rule = "mixed";
         if (at[l].start != START_DEFAULT) v->start = at[l].start;
     }
@@ -263,7 +265,8 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     struct words words = words_at(p, at);
     bool rated = words.rule && words.rule->needs_rate;
     v->rate = !rated ? NAN : lists->rate_count > 0 ? lists->rates[at[RATE]] : VARIANT_RATE;
-    v->batch_tokens = lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
+    v->batch_tokens =
+        lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
     v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
     v->same_why = "";
     print_label(v, &words, p);

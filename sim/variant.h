@@ -29,12 +29,13 @@ struct texts {
 
 /* The user's lists; an empty one takes its default. Borrowed. */
 struct variant_lists {
-    struct texts gates;      /* gate specifications; default: native */
-    struct texts scores;     /* override the score of each gate */
-    struct texts groups;     /* none, N:KEEP:RULE */
-    struct texts norms;      /* none, sum:EPS, ... */
-    struct texts bias_rules; /* default: frozen where score and bias are the captured ones, else none */
-    const double *rates;     /* default: VARIANT_RATE */
+    struct texts gates;  /* gate specifications; default: native */
+    struct texts scores; /* override the score of each gate */
+    struct texts groups; /* none, N:KEEP:RULE */
+    struct texts norms;  /* none, sum:EPS, ... */
+    struct texts
+        bias_rules;      /* default: frozen where score and bias are the captured ones, else none */
+    const double *rates; /* default: VARIANT_RATE */
     int rate_count;
     const int64_t *batch_tokens; /* default: VARIANT_BATCH_TOKENS */
     int batch_count;
@@ -56,12 +57,13 @@ struct variant_layer {
 };
 
 struct variant {
-    int number;                       /* from 1 */
-    char gate[2 * GATE_TEXT_BYTES];   /* effective specification, or the words asked where layers differ */
-    char label[2 * GATE_TEXT_BYTES];  /* as asked, short */
-    const char *rule;                 /* name; "mixed" where the default differs between layers */
-    double rate;                      /* NaN when the rule has none */
-    enum bias_start start;            /* START_DEFAULT when no layer has a bias */
+    int number;                      /* from 1 */
+    char gate[2 * GATE_TEXT_BYTES];  /* effective specification, or the words asked where layers
+                                        differ */
+    char label[2 * GATE_TEXT_BYTES]; /* as asked, short */
+    const char *rule;                /* name; "mixed" where the default differs between layers */
+    double rate;                     /* NaN when the rule has none */
+    enum bias_start start;           /* START_DEFAULT when no layer has a bias */
     int64_t batch_tokens;
     int ranks;
     int same_as;          /* smaller variant of provably equal load at every layer; 0 = none */
@@ -69,14 +71,15 @@ struct variant {
 };
 
 struct variant_set {
-    struct variant *variant; /* [count] owned */
+    struct variant *variant;  /* [count] owned */
     struct variant_layer *at; /* [count, layers] owned */
     int count, layers;
     struct str notes; /* lines for the user: foreign biases, dropped biases, empty comparisons */
 };
 
-/* Builds, resolves and checks the product; derives same_as (same_as.h). Refuses with the reason what
- * cannot run at some layer. Nothing is kept of `lists`. Release with variant_set_free in any case. */
+/* Builds, resolves and checks the product; derives same_as (same_as.h). Refuses with the reason
+ * what cannot run at some layer. Nothing is kept of `lists`. Release with variant_set_free in any
+ * case. */
 bool variant_set_build(struct variant_set *set, const struct variant_lists *lists,
                        const struct source *source, struct err *err);
 void variant_set_free(struct variant_set *set);
