@@ -178,8 +178,7 @@ CREATE TABLE result_rank_weight ( -- gate weights by rank of selection
   PRIMARY KEY (variant, layer, rank)
 ) STRICT, WITHOUT ROWID;
 
--- One row per variant and layer; layer NULL = mean over layers (ties, group_escapes: sum).
-CREATE VIEW replay_summary AS
+CREATE VIEW replay_summary AS -- One row per variant and layer; layer NULL = mean over layers (ties, group_escapes: sum).
   SELECT v.variant, v.gate, v.bias_rule, v.bias_rate, v.batch_tokens, v.ranks, l.layer,
          l.maxvio_global, l.maxvio_batch, l.cv, l.gini, l.entropy, l.load_min, l.load_max,
          l.ties, l.group_escapes, l.agreement, l.mass_retained, l.rank_maxvio, l.efficiency, v.same_as
@@ -191,19 +190,18 @@ CREATE VIEW replay_summary AS
          avg(l.mass_retained), avg(l.rank_maxvio), avg(l.efficiency), v.same_as
     FROM result_variant v JOIN result_layer l USING (variant) GROUP BY v.variant;
 
--- Load and gate weight of every expert.
-CREATE VIEW expert_load AS SELECT variant, layer, expert, tokens, weight FROM result_expert;
+CREATE VIEW expert_load AS -- Load and gate weight of every expert.
+  SELECT variant, layer, expert, tokens, weight FROM result_expert;
 
--- One row per balance batch: the trajectory of a bias rule.
-CREATE VIEW replay_batch AS SELECT variant, layer, batch, tokens, maxvio, efficiency FROM result_batch;
+CREATE VIEW replay_batch AS -- One row per balance batch: the trajectory of a bias rule.
+  SELECT variant, layer, batch, tokens, maxvio, efficiency FROM result_batch;
 
--- The bias after the last update.
-CREATE VIEW replay_bias AS SELECT variant, layer, expert, bias FROM result_bias;
+CREATE VIEW replay_bias AS -- The bias after the last update.
+  SELECT variant, layer, expert, bias FROM result_bias;
 
--- Load of every expert within each domain.
-CREATE VIEW domain_load AS SELECT variant, layer, domain, expert, tokens FROM result_domain;
+CREATE VIEW domain_load AS -- Load of every expert within each domain.
+  SELECT variant, layer, domain, expert, tokens FROM result_domain;
 
--- Tokens with their text and document.
-CREATE VIEW token_text AS
+CREATE VIEW token_text AS -- Tokens with their text and document.
   SELECT t.token, t.document, d.domain, t.position, t.id, p.text, t.nll
     FROM token t JOIN document d USING (document) LEFT JOIN piece p ON p.id = t.id;
