@@ -55,31 +55,33 @@ int64_t route_first_not_finite(const float *logits, int64_t n) {
     return kernels()->first_not_finite(logits, n);
 }
 
-/* ---- one token */
+/* ---- scratch of a block of tokens */
+
+enum { BEST_SLOTS = ROUTE_BLOCK * (GATE_MAX_TOPK + 1) };
 
 struct scratch {
-    float *score, *choice, *group_score; /* [E] each, padded to whole lanes */
-    uint8_t *kept;                       /* [E] */
+    float *score;       /* [ROUTE_BLOCK, E] */
+    float *choice;      /* [ROUTE_BLOCK, padded E] */
+    uint8_t *kept;      /* [ROUTE_BLOCK, padded E], the first N of each row used */
+    int32_t *best;      /* [ROUTE_BLOCK, k+1] */
+    float *group_score; /* [padded E] */
 };
 
-static size_t padded(int experts) {
-    return ((size_t)experts + ROUTE_LANES - 1) / ROUTE_LANES * ROUTE_LANES;
-}
-
+/* Every part is a whole number of lanes long, so all are aligned if the memory is. */
 static struct scratch scratch_at(void *memory, int experts) {
-    size_t row = padded(experts);
+    size_t row = (size_t)route_padded(experts), block = row * ROUTE_BLOCK;
     float *f = memory;
-    return (struct scratch){f, f + row, f + 2 * row, (uint8_t *)(f + 3 * row)};
+    return (struct scratch){.score = f,
+                            .choice = f + block,
+                            .group_score = f + 2 * block,
+                            .best = (int32_t *)(f + 2 * block + row),
+                            .kept = (uint8_t *)(f + 2 * block + row + BEST_SLOTS)};
 }
 
-size_t route_scratch_bytes(int experts) { return padded(experts) * (3 * sizeof(float) + 1); }
-
-struct choice {
-    int32_t best[GATE_MAX_TOPK + 1]; /* [k+1]; the last only where E > k */
-    float weight[GATE_MAX_TOPK];     /* [k] */
-    bool tie;
-    int escapes;
-};
+size_t route_scratch_bytes(int experts) {
+    size_t row = (size_t)route_padded(experts), block = row * ROUTE_BLOCK;
+    return (2 * block + row + BEST_SLOTS) * sizeof(float) + block;
+}
 
 /* ---- groups */
 
@@ -88,29 +90,19 @@ static int summed_experts(const struct gate *gate) {
     return gate->group_rule == GROUP_TOP2SUM ? 2 : gate->topk / gate->groups_kept;
 }
 
-/* Marks the groups that stay and fills the choice scores of the others. Ranking is by counting the
- * groups that come before, which needs no list of kept ones. */
-static void mask_groups(const struct route_kernels *run, const struct gate *gate, int experts,
-                        const struct scratch *s) {
-    int size = experts / gate->groups;
-    float fill = gate->fill == FILL_ZERO ? 0.0f : -INFINITY;
-    run->group_scores(s->choice, gate->groups, size, summed_experts(gate), s->group_score);
-    for (int g = 0; g < gate->groups; g++) {
-        float own = s->group_score[g];
-        int before = 0;
-        for (int h = 0; h < g; h++) before += s->group_score[h] >= own;
-        for (int h = g + 1; h < gate->groups; h++) before += s->group_score[h] > own;
-        s->kept[g] = before < gate->groups_kept;
-    }
-    for (int g = 0; g < gate->groups; g++)
-        for (int i = 0; !s->kept[g] && i < size; i++) s->choice[g * size + i] = fill;
+static struct route_groups resolve_groups(const struct gate *gate, int experts) {
+    return (struct route_groups){.count = gate->groups,
+                                 .kept = gate->groups_kept,
+                                 .size = experts / gate->groups,
+                                 .best = summed_experts(gate),
+                                 .fill = gate->fill == FILL_ZERO ? 0.0f : -INFINITY};
 }
 
-static int count_escapes(const struct gate *gate, int experts, const int32_t *best,
-                         const uint8_t *kept) {
+static uint8_t count_escapes(const struct gate *gate, int experts, const int32_t *best,
+                             const uint8_t *kept) {
     int escapes = 0, size = experts / gate->groups;
     for (int i = 0; i < gate->topk; i++) escapes += !kept[best[i] / size];
-    return escapes;
+    return (uint8_t)(escapes > 255 ? 255 : escapes);
 }
 
 /* ---- weights */
@@ -153,33 +145,68 @@ static void finish_weights(const struct gate *gate, float *w) {
     }
 }
 
-/* ---- the two ways to route */
+/* ---- the two ways to route a block */
 
-/* What a token is routed from: its logits, and its scores (NULL: not computed yet). */
-struct token {
-    const float *logits, *score, *bias;
+/* At most ROUTE_BLOCK tokens and where their routes go. */
+struct block {
+    const struct gate *gate;
+    int experts, tokens;
+    const float *logits, *scores, *bias; /* [tokens,E]; scores NULL: not computed yet; [E] */
+    struct routes out;
+    struct scratch scratch;
 };
 
+/* The k best of each choice row into out.expert, and whether the next one ties with the last. */
+static void choose(const struct route_kernels *run, const struct block *b) {
+    int k = b->gate->topk, stride = route_padded(b->experts);
+    int wanted = k < b->experts ? k + 1 : k;
+    const struct scratch *s = &b->scratch;
+    run->top(s->choice, b->tokens, stride, b->experts, wanted, s->best);
+    for (int t = 0; t < b->tokens; t++) {
+        const int32_t *best = s->best + t * wanted;
+        const float *choice = s->choice + t * stride;
+        for (int i = 0; i < k; i++) b->out.expert[t * k + i] = best[i];
+        if (b->out.tie) b->out.tie[t] = wanted > k && choice[best[k]] == choice[best[k - 1]];
+    }
+}
+
+static void mask(const struct route_kernels *run, const struct block *b) {
+    struct route_groups groups = resolve_groups(b->gate, b->experts);
+    run->mask_groups(&groups, b->tokens, route_padded(b->experts), b->scratch.choice,
+                     b->scratch.kept, b->scratch.group_score);
+}
+
+static void weigh(const struct route_kernels *run, const struct block *b, const float *score) {
+    int k = b->gate->topk;
+    for (int t = 0; t < b->tokens; t++) {
+        float *w = b->out.weight + t * k;
+        for (int i = 0; i < k; i++) w[i] = score[t * b->experts + b->out.expert[t * k + i]];
+        if (b->gate->order == ORDER_TOPK_SCORE) run->score[b->gate->score](w, w, k);
+        finish_weights(b->gate, w);
+    }
+}
+
 /* Score, bias, groups, top-k, norm, scale (MATH.md sections 1 to 4). */
-static void route_table(const struct route_kernels *run, const struct gate *gate, int experts,
-                        const struct token *token, const struct scratch *s, struct choice *out) {
-    bool late = gate->order == ORDER_TOPK_SCORE;
-    const float *score = late ? token->logits : token->score;
+static void route_table(const struct route_kernels *run, const struct block *b) {
+    const struct scratch *s = &b->scratch;
+    const float *score = b->gate->order == ORDER_TOPK_SCORE ? b->logits : b->scores;
+    int E = b->experts, stride = route_padded(E);
     if (!score) {
-        run->score[gate->score](token->logits, s->score, experts);
+        for (int t = 0; t < b->tokens; t++)
+            run->score[b->gate->score](b->logits + t * E, s->score + t * E, E);
         score = s->score;
     }
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */
-    run->add_bias(score, gate->bias ? token->bias : NULL, s->choice, experts);
-    if (gate->groups > 0) mask_groups(run, gate, experts, s);
-    int wanted = gate->topk < experts ? gate->topk + 1 : gate->topk;
-    run->top(s->choice, experts, wanted, out->best);
-    out->tie = wanted > gate->topk &&
-               s->choice[out->best[gate->topk]] == s->choice[out->best[gate->topk - 1]];
-    out->escapes = gate->fill == FILL_ZERO ? count_escapes(gate, experts, out->best, s->kept) : 0;
-    for (int i = 0; i < gate->topk; i++) out->weight[i] = score[out->best[i]];
-    if (late) run->score[gate->score](out->weight, out->weight, gate->topk);
-    finish_weights(gate, out->weight);
+    for (int t = 0; t < b->tokens; t++)
+        run->add_bias(score + t * E, b->gate->bias ? b->bias : NULL, s->choice + t * stride, E);
+    if (b->gate->groups > 0) mask(run, b);
+    choose(run, b);
+    for (int t = 0; b->out.escape && t < b->tokens; t++)
+        b->out.escape[t] =
+            b->gate->fill == FILL_ZERO
+                ? count_escapes(b->gate, E, b->out.expert + t * b->gate->topk, s->kept + t * stride)
+                : 0;
+    if (b->out.weight) weigh(run, b, score);
 }
 
 /* softmax at `at` over the experts that pass (m - l) / max(|l|, m) <= 2 EPS and are not `without`.
@@ -196,50 +223,63 @@ static float sparsemixer_weight(const float *logits, int experts, int at, int wi
 }
 
 /* PhiMoE (transformers phimoe, sparsemixer in evaluation): top-2, each weight a masked softmax. */
-static void route_sparsemixer(const struct route_kernels *run, const struct gate *gate, int experts,
-                              const struct token *token, const struct scratch *s,
-                              struct choice *out) {
-    const float *l = token->logits;
-    int wanted = experts > 2 ? 3 : 2;
-    run->add_bias(l, NULL, s->choice, experts);
-    run->top(s->choice, experts, wanted, out->best);
-    out->tie = wanted > 2 && l[out->best[2]] == l[out->best[1]];
-    out->escapes = 0;
-    out->weight[0] = sparsemixer_weight(l, experts, out->best[0], -1, gate->fn_arg);
-    out->weight[1] = sparsemixer_weight(l, experts, out->best[1], out->best[0], gate->fn_arg);
-    finish_weights(gate, out->weight);
+static void route_sparsemixer(const struct route_kernels *run, const struct block *b) {
+    int E = b->experts, stride = route_padded(E);
+    float eps = b->gate->fn_arg;
+    for (int t = 0; t < b->tokens; t++)
+        run->add_bias(b->logits + t * E, NULL, b->scratch.choice + t * stride, E);
+    choose(run, b);
+    for (int t = 0; t < b->tokens; t++) {
+        const float *l = b->logits + t * E;
+        const int32_t *best = b->out.expert + t * 2;
+        if (b->out.escape) b->out.escape[t] = 0;
+        if (!b->out.weight) continue;
+        float *w = b->out.weight + t * 2;
+        w[0] = sparsemixer_weight(l, E, best[0], -1, eps);
+        w[1] = sparsemixer_weight(l, E, best[1], best[0], eps);
+        finish_weights(b->gate, w);
+    }
 }
 
-static void (*const routers[])(const struct route_kernels *, const struct gate *, int,
-                               const struct token *, const struct scratch *, struct choice *) = {
+static void (*const routers[])(const struct route_kernels *, const struct block *) = {
     [GATE_TABLE] = route_table, [GATE_SPARSEMIXER] = route_sparsemixer};
 
-static void store(const struct gate *gate, const struct choice *choice, int64_t t,
-                  struct routes *out) {
-    size_t k = (size_t)gate->topk;
-    memcpy(out->expert + t * gate->topk, choice->best, k * sizeof *out->expert);
-    if (out->weight) memcpy(out->weight + t * gate->topk, choice->weight, k * sizeof *out->weight);
-    if (out->tie) out->tie[t] = choice->tie;
-    if (out->escape) out->escape[t] = (uint8_t)(choice->escapes > 255 ? 255 : choice->escapes);
+/* ---- any number of tokens */
+
+static struct block block_at(const struct gate *gate, int experts, int64_t tokens, int64_t first,
+                             const struct routes *out) {
+    int64_t left = tokens - first, slot = first * gate->topk;
+    return (struct block){.gate = gate,
+                          .experts = experts,
+                          .tokens = left < ROUTE_BLOCK ? (int)left : ROUTE_BLOCK,
+                          .out = {.expert = out->expert + slot,
+                                  .weight = out->weight ? out->weight + slot : NULL,
+                                  .tie = out->tie ? out->tie + first : NULL,
+                                  .escape = out->escape ? out->escape + first : NULL}};
 }
 
 void route_scored(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                   const float *scores, const float *bias, struct routes *out, void *scratch) {
     const struct route_kernels *run = kernels();
-    struct scratch s = scratch_at(scratch, experts);
-    struct choice choice;
-    for (int64_t t = 0; t < tokens; t++) {
-        struct token token = {.logits = logits + t * experts,
-                              .score = scores ? scores + t * experts : NULL,
-                              .bias = bias};
-        routers[gate->fn](run, gate, experts, &token, &s, &choice);
-        store(gate, &choice, t, out);
+    for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
+        struct block b = block_at(gate, experts, tokens, t, out);
+        b.logits = logits + t * experts;
+        b.scores = scores ? scores + t * experts : NULL;
+        b.bias = bias;
+        b.scratch = scratch_at(scratch, experts);
+        routers[gate->fn](run, &b);
     }
 }
 
+/* A block at a time, so that the logits are still in the nearest cache after their check. */
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch) {
-    int64_t bad = route_first_not_finite(logits, tokens * experts);
-    if (bad < 0) route_scored(gate, experts, tokens, logits, NULL, bias, out, scratch);
-    return bad;
+    for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
+        struct block b = block_at(gate, experts, tokens, t, out);
+        const float *block = logits + t * experts;
+        int64_t bad = route_first_not_finite(block, (int64_t)b.tokens * experts);
+        if (bad >= 0) return t * experts + bad;
+        route_scored(gate, experts, b.tokens, block, NULL, bias, &b.out, scratch);
+    }
+    return -1;
 }

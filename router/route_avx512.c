@@ -4,6 +4,7 @@
  * round once where the portable code rounds twice. */
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "router/route_kernels.h"
 
@@ -115,7 +116,7 @@ static void add_bias(const float *score, const float *bias, float *choice, int n
 
 /* ---- selection */
 
-/* The two highest of 16 lanes of (high, low), in lane 0 of each. */
+/* The two highest, lane by lane. */
 struct pair {
     __m512 high, low;
 };
@@ -125,33 +126,88 @@ static inline struct pair pair_merge(struct pair a, struct pair b) {
     return (struct pair){_mm512_max_ps(a.high, b.high), low};
 }
 
-static inline struct pair pair_reduce(struct pair p) {
-    struct pair q = {_mm512_shuffle_f32x4(p.high, p.high, 0x4e),
-                     _mm512_shuffle_f32x4(p.low, p.low, 0x4e)};
-    p = pair_merge(p, q);
-    q = (struct pair){_mm512_shuffle_f32x4(p.high, p.high, 0xb1),
-                      _mm512_shuffle_f32x4(p.low, p.low, 0xb1)};
-    p = pair_merge(p, q);
-    q = (struct pair){_mm512_permute_ps(p.high, 0x4e), _mm512_permute_ps(p.low, 0x4e)};
+/* The two highest of each lane over the vectors of one group; none where g is beyond the last. */
+static inline struct pair group_pair(const struct route_groups *groups, const float *choice,
+                                     int g) {
+    struct pair p = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
+    if (g >= groups->count) return p;
+    choice += g * groups->size;
+    p.high = _mm512_loadu_ps(choice);
+    for (int i = 16; i < groups->size; i += 16) {
+        __m512 x = _mm512_loadu_ps(choice + i);
+        p.low = _mm512_max_ps(p.low, _mm512_min_ps(p.high, x));
+        p.high = _mm512_max_ps(p.high, x);
+    }
+    return p;
+}
+
+/* Lanes 0-7 <- a folded in half, lanes 8-15 <- b folded in half. */
+static inline struct pair fold_halves(struct pair a, struct pair b) {
+    struct pair x = {_mm512_shuffle_f32x4(a.high, b.high, 0x44),
+                     _mm512_shuffle_f32x4(a.low, b.low, 0x44)};
+    struct pair y = {_mm512_shuffle_f32x4(a.high, b.high, 0xee),
+                     _mm512_shuffle_f32x4(a.low, b.low, 0xee)};
+    return pair_merge(x, y);
+}
+
+/* Four lanes for each half of a, then of b. */
+static inline struct pair fold_quarters(struct pair a, struct pair b) {
+    struct pair x = {_mm512_shuffle_f32x4(a.high, b.high, 0x88),
+                     _mm512_shuffle_f32x4(a.low, b.low, 0x88)};
+    struct pair y = {_mm512_shuffle_f32x4(a.high, b.high, 0xdd),
+                     _mm512_shuffle_f32x4(a.low, b.low, 0xdd)};
+    return pair_merge(x, y);
+}
+
+static inline struct pair fold_within(struct pair p) {
+    struct pair q = {_mm512_permute_ps(p.high, 0x4e), _mm512_permute_ps(p.low, 0x4e)};
     p = pair_merge(p, q);
     q = (struct pair){_mm512_permute_ps(p.high, 0xb1), _mm512_permute_ps(p.low, 0xb1)};
     return pair_merge(p, q);
 }
 
-static void group_scores(const float *choice, int groups, int size, int best, float *group_score) {
-    if (best > 2 || size < 16 || size % 16 != 0) {
-        route_kernels_portable.group_scores(choice, groups, size, best, group_score);
+/* out[0..3] <- scores of groups g to g+3, reduced together. */
+static inline void four_group_scores(const struct route_groups *groups, const float *choice, int g,
+                                     float *out) {
+    struct pair ab = fold_halves(group_pair(groups, choice, g), group_pair(groups, choice, g + 1));
+    struct pair cd =
+        fold_halves(group_pair(groups, choice, g + 2), group_pair(groups, choice, g + 3));
+    struct pair p = fold_within(fold_quarters(ab, cd));
+    __m512 score = groups->best == 2 ? _mm512_add_ps(p.high, p.low) : p.high;
+    const __m512i first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, score)));
+}
+
+/* Without a branch on who is kept: it would be mispredicted for every other group. */
+static inline void mask_row(const struct route_groups *groups, const float score[16], float *choice,
+                            uint8_t *kept) {
+    const __m512 all =
+        _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), tail_mask(groups->count), score);
+    const __m512 fill = _mm512_set1_ps(groups->fill);
+    for (int g = 0; g < groups->count; g++) {
+        __m512 own = _mm512_set1_ps(score[g]);
+        unsigned gt = _mm512_cmp_ps_mask(all, own, _CMP_GT_OQ);
+        unsigned eq = _mm512_cmp_ps_mask(all, own, _CMP_EQ_OQ) & ((1u << g) - 1);
+        bool keep = __builtin_popcount(gt | eq) < groups->kept;
+        __mmask16 lanes = (__mmask16)(0 - (unsigned)keep);
+        for (float *end = choice + groups->size; choice < end; choice += 16)
+            _mm512_storeu_ps(choice, _mm512_mask_loadu_ps(fill, lanes, choice));
+        kept[g] = keep;
+    }
+}
+
+static void mask_groups(const struct route_groups *groups, int tokens, int stride, float *choice,
+                        uint8_t *kept, float *group_score) {
+    if (groups->best > 2 || groups->size % 16 != 0 || groups->count > 16) {
+        route_kernels_portable.mask_groups(groups, tokens, stride, choice, kept, group_score);
         return;
     }
-    const __m512 none = _mm512_set1_ps(-INFINITY);
-    for (int g = 0; g < groups; g++, choice += size) {
-        struct pair p = {_mm512_loadu_ps(choice), none};
-        for (int i = 16; i < size; i += 16)
-            p = pair_merge(p, (struct pair){_mm512_loadu_ps(choice + i), none});
-        p = pair_reduce(p);
-        float high = _mm512_cvtss_f32(p.high), low = _mm512_cvtss_f32(p.low);
-        group_score[g] = best == 2 ? high + low : high;
-    }
+    float score[ROUTE_BLOCK][16];
+    for (int t = 0; t < tokens; t++)
+        for (int g = 0; g < groups->count; g += 4)
+            four_group_scores(groups, choice + t * stride, g, score[t] + g);
+    for (int t = 0; t < tokens; t++)
+        mask_row(groups, score[t], choice + t * stride, kept + t * stride);
 }
 
 /* One step of the bitonic sorter: lanes in `upper` keep the minimum of themselves and their
@@ -188,47 +244,80 @@ static inline float lower_bound(const float *x, int n, int k) {
 
 enum { MOST = 32 }; /* candidates that the fast path ranks */
 
-/* Puts the candidates (value, index; rising index) in place by counting who comes before each. */
-static inline void rank(const float *value, const int32_t *index, int count, int k, int32_t *best) {
-    __m512 a = _mm512_loadu_ps(value), b = _mm512_loadu_ps(value + 16);
+/* placed[...] <- the candidates' indices by rank, counting who comes before each. The candidates
+ * (value, index) stand in rising order of index, padded with -inf to 16 or 32. */
+static inline void rank16(const float *value, const int32_t *index, int count, int32_t *placed) {
+    __m512 a = _mm512_loadu_ps(value);
     for (int i = 0; i < count; i++) {
         __m512 x = _mm512_set1_ps(value[i]);
         unsigned gt = _mm512_cmp_ps_mask(a, x, _CMP_GT_OQ);
-        unsigned eq = _mm512_cmp_ps_mask(a, x, _CMP_EQ_OQ);
-        if (count > 16) {
-            gt |= (unsigned)_mm512_cmp_ps_mask(b, x, _CMP_GT_OQ) << 16;
-            eq |= (unsigned)_mm512_cmp_ps_mask(b, x, _CMP_EQ_OQ) << 16;
-        }
-        int at = __builtin_popcount(gt | (eq & ((1u << i) - 1)));
-        if (at < k) best[at] = index[i];
+        unsigned eq = _mm512_cmp_ps_mask(a, x, _CMP_EQ_OQ) & ((1u << i) - 1);
+        placed[__builtin_popcount(gt | eq)] = index[i];
     }
 }
 
-static void top(const float *x, int n, int k, int32_t *best) {
-    if (k > 16 || n < 32) {
-        route_kernels_portable.top(x, n, k, best);
-        return;
+static inline void rank32(const float *value, const int32_t *index, int count, int32_t *placed) {
+    __m512 a = _mm512_loadu_ps(value), b = _mm512_loadu_ps(value + 16);
+    for (int i = 0; i < count; i++) {
+        __m512 x = _mm512_set1_ps(value[i]);
+        unsigned gt = _mm512_cmp_ps_mask(a, x, _CMP_GT_OQ) |
+                      (unsigned)_mm512_cmp_ps_mask(b, x, _CMP_GT_OQ) << 16;
+        unsigned eq = _mm512_cmp_ps_mask(a, x, _CMP_EQ_OQ) |
+                      (unsigned)_mm512_cmp_ps_mask(b, x, _CMP_EQ_OQ) << 16;
+        placed[__builtin_popcount(gt | (eq & ((1u << i) - 1)))] = index[i];
     }
+}
+
+/* The candidates of one token. */
+struct few {
     float value[MOST + 16];
     int32_t index[MOST + 16];
-    const __m512 least = _mm512_set1_ps(lower_bound(x, n, k)), none = _mm512_set1_ps(-INFINITY);
+    int count; /* more than MOST: not usable */
+};
+
+/* Collects all of x[n] that reach `least`. Unconditional compression: whether a vector holds a
+ * candidate is a coin toss that no branch predicts. Writes stay inside even when there are many. */
+static inline void collect(const float *x, int n, float least, struct few *few) {
+    const __m512 bound = _mm512_set1_ps(least);
     __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     int count = 0;
     for (int i = 0; i < n; i += 16, lane = _mm512_add_epi32(lane, _mm512_set1_epi32(16))) {
         __m512 v = _mm512_loadu_ps(x + i);
-        __mmask16 reach = _mm512_cmp_ps_mask(v, least, _CMP_GE_OQ) & tail_mask(n - i);
-        if (!reach) continue;
-        _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(reach, v));
-        _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(reach, lane));
+        __mmask16 reach = _mm512_cmp_ps_mask(v, bound, _CMP_GE_OQ);
+        int at = count < MOST ? count : MOST;
+        _mm512_storeu_ps(few->value + at, _mm512_maskz_compress_ps(reach, v));
+        _mm512_storeu_si512(few->index + at, _mm512_maskz_compress_epi32(reach, lane));
         count += __builtin_popcount(reach);
-        if (count > MOST) { /* many ties or an unlucky spread over lanes */
-            route_kernels_portable.top(x, n, k, best);
-            return;
-        }
     }
-    _mm512_storeu_ps(value + count, none); /* pads what rank reads behind the last candidate */
-    if (count < 16) _mm512_storeu_ps(value + 16, none);
-    rank(value, index, count, k, best);
+    few->count = count;
+    /* pads what the ranking reads behind the last one */
+    int at = count < MOST ? count : MOST;
+    _mm512_storeu_ps(few->value + at, _mm512_set1_ps(-INFINITY));
+    if (at < 16) _mm512_storeu_ps(few->value + 16, _mm512_set1_ps(-INFINITY));
+}
+
+/* Ranks the few that reach a bound which at least k reach. */
+static void top(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
+    if (k > 16 || n < 32) {
+        route_kernels_portable.top(x, tokens, stride, n, k, best);
+        return;
+    }
+    struct few few[ROUTE_BLOCK];
+    float least[ROUTE_BLOCK];
+    for (int t = 0; t < tokens; t++) least[t] = lower_bound(x + t * stride, n, k);
+    for (int t = 0; t < tokens; t++) collect(x + t * stride, n, least[t], &few[t]);
+    for (int t = 0; t < tokens; t++, best += k) {
+        int32_t placed[MOST];
+        if (few[t].count > MOST || !(least[t] > -INFINITY)) { /* many ties */
+            route_kernels_portable.top(x + t * stride, 1, stride, n, k, best);
+            continue;
+        }
+        if (few[t].count <= 16)
+            rank16(few[t].value, few[t].index, few[t].count, placed);
+        else
+            rank32(few[t].value, few[t].index, few[t].count, placed);
+        memcpy(best, placed, (size_t)k * sizeof *best);
+    }
 }
 
 const struct route_kernels route_kernels_avx512 = {
@@ -239,5 +328,5 @@ const struct route_kernels route_kernels_avx512 = {
               [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
               [SCORE_IDENTITY] = score_identity},
     .add_bias = add_bias,
-    .group_scores = group_scores,
+    .mask_groups = mask_groups,
     .top = top};

@@ -46,7 +46,7 @@ static void add_bias(const float *score, const float *bias, float *choice, int n
 }
 
 /* Insertion into a short sorted list: most candidates fail the first comparison. */
-static void top(const float *x, int n, int k, int32_t *best) {
+static void top_of_row(const float *x, int n, int k, int32_t *best) {
     int held = 0;
     for (int32_t i = 0; i < n; i++) {
         if (held == k && !(x[i] > x[best[k - 1]])) continue;
@@ -56,14 +56,37 @@ static void top(const float *x, int n, int k, int32_t *best) {
     }
 }
 
+static void top(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
+    for (int t = 0; t < tokens; t++) top_of_row(x + t * stride, n, k, best + t * k);
+}
+
 /* The highest first, so that the sum has one order. */
-static void group_scores(const float *choice, int groups, int size, int best, float *group_score) {
+static float group_score_of(const float *choice, int size, int best) {
     int32_t at[GATE_MAX_TOPK];
-    for (int g = 0; g < groups; g++, choice += size) {
-        top(choice, size, best, at);
-        float sum = choice[at[0]];
-        for (int i = 1; i < best; i++) sum += choice[at[i]];
-        group_score[g] = sum;
+    top_of_row(choice, size, best, at);
+    float sum = choice[at[0]];
+    for (int i = 1; i < best; i++) sum += choice[at[i]];
+    return sum;
+}
+
+/* How many groups come before group g: a higher score, or an equal one and a lower index. */
+static int groups_before(const float *group_score, int count, int g) {
+    int before = 0;
+    for (int h = 0; h < g; h++) before += group_score[h] >= group_score[g];
+    for (int h = g + 1; h < count; h++) before += group_score[h] > group_score[g];
+    return before;
+}
+
+static void mask_groups(const struct route_groups *groups, int tokens, int stride, float *choice,
+                        uint8_t *kept, float *group_score) {
+    int size = groups->size;
+    for (int t = 0; t < tokens; t++, choice += stride, kept += stride) {
+        for (int g = 0; g < groups->count; g++)
+            group_score[g] = group_score_of(choice + g * size, size, groups->best);
+        for (int g = 0; g < groups->count; g++) {
+            kept[g] = groups_before(group_score, groups->count, g) < groups->kept;
+            for (int i = 0; !kept[g] && i < size; i++) choice[g * size + i] = groups->fill;
+        }
     }
 }
 
@@ -75,5 +98,5 @@ const struct route_kernels route_kernels_portable = {
               [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
               [SCORE_IDENTITY] = score_identity},
     .add_bias = add_bias,
-    .group_scores = group_scores,
+    .mask_groups = mask_groups,
     .top = top};

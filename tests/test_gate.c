@@ -204,7 +204,7 @@ static void non_finite_logits_are_located(void **state) {
     float logits[3 * 8] = {0};
     int32_t ids[6];
     struct routes out = {.expert = ids};
-    _Alignas(64) unsigned char scratch[4096];
+    static _Alignas(64) unsigned char scratch[1 << 16];
     assert_true(route_scratch_bytes(8) <= sizeof scratch);
     logits[2 * 8 + 5] = NAN;
     assert_int_equal(route_tokens(&gate, 8, 3, logits, NULL, &out, scratch), 21);
@@ -220,7 +220,7 @@ static void sparsemixer_matches_the_published_example(void **state) {
     int32_t ids[2];
     float weights[2];
     struct routes out = {.expert = ids, .weight = weights};
-    _Alignas(64) unsigned char scratch[4096];
+    static _Alignas(64) unsigned char scratch[1 << 16];
     assert_int_equal(route_tokens(&gate, 4, 1, logits, NULL, &out, scratch), -1);
     assert_int_equal(ids[0], 0);
     assert_int_equal(ids[1], 1);

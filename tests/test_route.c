@@ -53,7 +53,7 @@ static void random_logits(struct rng *rng, float *x, int n) {
 
 static void run_level(const char *level, const struct gate *gate, int experts, const float *logits,
                       const float *bias, bool shared, struct buffers *b) {
-    static _Alignas(64) unsigned char scratch[MAX_E * 16];
+    static _Alignas(64) unsigned char scratch[1 << 20];
     static float scores[TOKENS * MAX_E];
     struct routes out = {b->expert, b->weight, b->tie, b->escape};
     assert_true(route_scratch_bytes(experts) <= sizeof scratch);
