@@ -19,7 +19,7 @@ ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Wvla
 # -ffp-contract=off: the same bits from router, sim and analysis whatever the CPU has (laws 1 and 3)
 CFLAGS_ := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -I. -I$(B)/embed $(WARN) -fPIC -ffp-contract=off -fno-math-errno -pthread -g
-CFLAGS_ += $(if $(filter debug,$(MODE)),-O1,-O2) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer) $(CFLAGS)
+CFLAGS_ += $(if $(FUZZ),-fsanitize=fuzzer-no-link) $(if $(filter debug,$(MODE)),-O1,-O2) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer) $(CFLAGS)
 LIBS    := -lgsl -lgslcblas -lsqlite3 -lcjson -lpcre2-8 -lutf8proc -lz -lm -pthread $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
 # SIMD levels are files of their own, each with its own flags; chosen at run time (kernels.c).
@@ -42,6 +42,7 @@ CLI     := $(patsubst %.c,$(O)/%.o,$(wildcard cli/*.c))
 TESTS   := $(wildcard tests/test_*.c)
 TEST_O  := $(TESTS:%.c=$(O)/%.o) $(O)/tests/main.o $(patsubst %.c,$(O)/%.o,$(wildcard tests/support_*.c))
 BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c) $(wildcard tests/support_*.c))
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 LIB     := $(O)/libsteelyard.a
 
 all: $(B)/steelyard ## the program: build/steelyard
@@ -75,8 +76,16 @@ $(O)/tests/%.o: CFLAGS_ += -Wno-missing-prototypes
 $(O)/tests/main.o: CFLAGS_ += -I$(O)/tests
 $(O)/tests/main.o: $(O)/tests/list.h
 $(O)/run-tests: $(TEST_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(TEST_O) $(LIB) $(LIBS) -lcmocka
-check: $(O)/run-tests $(B)/steelyard ## build and run the tests (T=name runs one group)
-	$(Q)STEELYARD=$(B)/steelyard $(O)/run-tests $(T)
+check: $(O)/run-tests $(B)/steelyard $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
+	$(Q)STEELYARD=$(O)/steelyard $(O)/run-tests $(T)
+corpora: $(FUZZERS:%=$(O)/replay-%) ## run every fuzz target over its stored corpus
+	$(Q)for f in $(FUZZERS); do $(O)/replay-$$f tests/fuzz/corpus/$$f || exit 1; done
+$(O)/replay-%: $(O)/tests/fuzz/fuzz_%.o $(O)/tests/fuzz/replay.o $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $^ $(LIBS)
+# libFuzzer needs clang and its runtime (Debian: clang libclang-rt-14-dev)
+fuzz: ## build the libFuzzer targets in build/fuzz-address-undefined
+	$(Q)$(MAKE) --no-print-directory CC=clang FUZZ=1 MODE=fuzz SAN=address,undefined fuzzers
+fuzzers: $(FUZZERS:%=$(O)/fuzz-%)
+$(O)/fuzz-%: tests/fuzz/fuzz_%.c $(LIB) ; @echo "  LD  $@"; clang $(CFLAGS_) -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $^ $(LIBS)
 test: deps ## install what the tests need and run them all
 	$(Q)$(MAKE) --no-print-directory check
 sanitize: ## the tests under AddressSanitizer and UBSan
@@ -98,6 +107,6 @@ install: all ; install -D $(B)/steelyard $(DESTDIR)$(PREFIX)/bin/steelyard
 clean: ; rm -rf $(B)
 help: ; @grep -hE '^[a-z]+:.*##' Makefile | sed -e 's/:.*##/\t/' | expand -t 12
 
-.PHONY: all check test sanitize demo bench lint format deps install clean help
+.PHONY: all check corpora fuzz test sanitize demo bench lint format deps install clean help
 .SECONDARY:
 -include $(OBJECTS:.o=.d) $(CLI:.o=.d) $(TEST_O:.o=.d) $(BENCH_O:.o=.d)
