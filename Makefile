@@ -47,7 +47,9 @@ LIB     := $(O)/libsteelyard.a
 
 all: $(B)/steelyard ## the program: build/steelyard
 
-$(B)/steelyard: $(O)/steelyard ; $(Q)cp $< $@.new && mv $@.new $@
+# replaced whenever it differs: another mode may have been built in between
+$(B)/steelyard: $(O)/steelyard .FORCE ; $(Q)cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
+.FORCE:
 $(O)/steelyard: $(CLI) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(CLI) $(LIB) $(LIBS)
 $(LIB): $(OBJECTS) ; @echo "  AR  $@"; rm -f $@ && ar rcs $@ $(OBJECTS)
 
@@ -76,7 +78,7 @@ $(O)/tests/%.o: CFLAGS_ += -Wno-missing-prototypes
 $(O)/tests/main.o: CFLAGS_ += -I$(O)/tests
 $(O)/tests/main.o: $(O)/tests/list.h
 $(O)/run-tests: $(TEST_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(TEST_O) $(LIB) $(LIBS) -lcmocka
-check: $(O)/run-tests $(B)/steelyard $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
+check: $(O)/run-tests $(O)/steelyard $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
 	$(Q)STEELYARD=$(O)/steelyard $(O)/run-tests $(T)
 corpora: $(FUZZERS:%=$(O)/replay-%) ## run every fuzz target over its stored corpus
 	$(Q)for f in $(FUZZERS); do $(O)/replay-$$f tests/fuzz/corpus/$$f || exit 1; done

@@ -17,6 +17,8 @@ EOT = "<|endoftext|>"
 # Share of the training rows taken from each domain.
 MIX = {"bible": .36, "python": .14, "headers": .10, "manpages": .11, "french": .09,
        "german": .09, "metamath": .11}
+MIX_DECAY = {"bible": .50, "python": .11, "headers": .07, "manpages": .09, "french": .07,
+             "german": .07, "metamath": .09}  # while the rate falls
 
 
 def documents(folder):
@@ -68,11 +70,11 @@ class Stream:
         self.left = {d: np.zeros(0, np.int64) for d in MIX}  # starts of rows not yet used
         self.rng, self.n = np.random.default_rng(seed), 0
 
-    def batch(self, tokens, n):
+    def batch(self, tokens, n, mix=MIX):
         if n != self.n:
             self.n, self.left = n, {d: np.zeros(0, np.int64) for d in MIX}
         rows = []
-        for d in self.rng.choice(list(MIX), tokens // n, p=list(MIX.values())):
+        for d in self.rng.choice(list(mix), tokens // n, p=list(mix.values())):
             a = self.data[d]
             if not len(self.left[d]):  # next epoch: cut elsewhere, in another order
                 self.left[d] = self.rng.permutation(

@@ -293,8 +293,143 @@ void combine(const bf16 *y, const int32_t *pos, bf16 *out, int64_t rows, int64_t
         for (int64_t i = 0; i < n; i++) out[i] = down(a[i]);
     }
 }
-/* x += y */
-void add(float *x, const bf16 *y, int64_t n)
+
+/* ---- products of the experts ----
+ * Operands are pairs of bf16 along the summed dimension, as the dot-product instruction takes
+ * them: A as 32-bit words A[i * ai + p * ap], B packed [p][ldb] with ldb a multiple of 48.
+ * Rows come in multiples of 8. */
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+static inline void tile(const uint32_t *A, int64_t ai, int64_t ap, const uint32_t *B, int64_t ldb,
+                        int64_t P, int64_t n, bf16 *C, float *F, int64_t ldc)
 {
-    for (int64_t i = 0; i < n; i++) x[i] += up(y[i]);
+    __m512 acc[8][3];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = _mm512_setzero_ps();
+    for (int64_t p = 0; p < P; p++, A += ap, B += ldb) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_si512(B), b1 = (__m512bh)_mm512_loadu_si512(B + 16),
+                 b2 = (__m512bh)_mm512_loadu_si512(B + 32);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            __m512bh a = (__m512bh)_mm512_set1_epi32((int)A[i * ai]);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], a, b0);
+            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], a, b1);
+            acc[i][2] = _mm512_dpbf16_ps(acc[i][2], a, b2);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; j++) {
+            int64_t left = n - 16 * j;
+            __mmask16 m = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
+            if (F)
+                _mm512_mask_storeu_ps(F + i * ldc + 16 * j, m, acc[i][j]);
+            else
+                _mm256_mask_storeu_epi16(C + i * ldc + 16 * j, m, (__m256i)_mm512_cvtneps_pbh(acc[i][j]));
+        }
+}
+#else
+static inline void tile(const uint32_t *A, int64_t ai, int64_t ap, const uint32_t *B, int64_t ldb,
+                        int64_t P, int64_t n, bf16 *C, float *F, int64_t ldc)
+{
+    float acc[8][48] = {0};
+    for (int64_t p = 0; p < P; p++, A += ap, B += ldb)
+        for (int i = 0; i < 8; i++) {
+            float lo = up((bf16)A[i * ai]), hi = up((bf16)(A[i * ai] >> 16));
+            for (int j = 0; j < 48; j++) acc[i][j] += lo * up((bf16)B[j]) + hi * up((bf16)(B[j] >> 16));
+        }
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 48 && j < n; j++)
+            if (F) F[i * ldc + j] = acc[i][j];
+            else C[i * ldc + j] = down(acc[i][j]);
+}
+#endif
+
+static void gemm(const uint32_t *A, int64_t ai, int64_t ap, const uint32_t *B, int64_t ldb, int64_t P,
+                 int64_t M, int64_t N, bf16 *C, float *F, int64_t ldc)
+{
+    for (int64_t j = 0; j < N; j += 48)
+        for (int64_t i = 0; i < M; i += 8)
+            tile(A + i * ai, ai, ap, B + j, ldb, P, N - j, C ? C + i * ldc + j : 0,
+                 F ? F + i * ldc + j : 0, ldc);
+}
+static inline int64_t up48(int64_t n) { return (n + 47) / 48 * 48; }
+
+/* W [n][k] f32 to pairs along k, transposed: B[p][n]. */
+static void pack_t(const float *w, uint32_t *B, int64_t n, int64_t k)
+{
+    int64_t ld = up48(n);
+    for (int64_t j = n; j < ld; j++)
+        for (int64_t p = 0; p < k / 2; p++) B[p * ld + j] = 0;
+    for (int64_t j0 = 0; j0 < n; j0 += 16)
+        for (int64_t p = 0; p < k / 2; p++)
+            for (int64_t j = j0; j < n && j < j0 + 16; j++)
+                B[p * ld + j] = down(w[j * k + 2 * p]) | (uint32_t)down(w[j * k + 2 * p + 1]) << 16;
+}
+/* W [n][k] f32 to pairs along n: B[p][k]. */
+static void pack_n(const float *w, uint32_t *B, int64_t n, int64_t k)
+{
+    int64_t ld = up48(k);
+    for (int64_t p = 0; p < n / 2; p++, B += ld, w += 2 * k) {
+        for (int64_t j = 0; j < k; j++) B[j] = down(w[j]) | (uint32_t)down(w[k + j]) << 16;
+        for (int64_t j = k; j < ld; j++) B[j] = 0;
+    }
+}
+/* Rows of bf16 to pairs of rows. */
+static void pair(const bf16 *x, uint32_t *B, int64_t rows, int64_t n)
+{
+    int64_t ld = up48(n);
+    for (int64_t p = 0; p < rows / 2; p++, B += ld, x += 2 * n) {
+        for (int64_t j = 0; j < n; j++) B[j] = x[j] | (uint32_t)x[n + j] << 16;
+        for (int64_t j = n; j < ld; j++) B[j] = 0;
+    }
+}
+
+/* All experts of a layer: gather, up, SwiGLU times weight, down.  tmp: room for a packed matrix. */
+void experts_fwd(const bf16 *x, const int32_t *row, const float *rw, const int64_t *start,
+                 const float *wu, const float *wd, bf16 *xs, bf16 *h, bf16 *act, bf16 *y,
+                 uint32_t *tmp, int64_t E, int64_t H, int64_t I)
+{
+    for (int64_t e = 0; e < E; e++, wu += 2 * I * H, wd += I * H) {
+        int64_t a = start[e], m = start[e + 1] - a;
+        if (!m) continue;
+        gather(x, row + a, xs + a * H, m, H);
+        pack_t(wu, tmp, 2 * I, H);
+        gemm((uint32_t *)(xs + a * H), H / 2, 1, tmp, up48(2 * I), H / 2, m, 2 * I, h + a * 2 * I, 0, 2 * I);
+        swiglu_fwd(h + a * 2 * I, rw + a, act + a * I, m, I);
+        pack_t(wd, tmp, H, I);
+        gemm((uint32_t *)(act + a * I), I / 2, 1, tmp, up48(H), I / 2, m, H, y + a * H, 0, H);
+    }
+}
+/* The way back; dx [rows][H] by padded row, du and dd the gradients of the weights. */
+void experts_bwd(const bf16 *dout, const int32_t *row, const float *rw, const int64_t *start,
+                 const float *wu, const float *wd, const bf16 *xs, const bf16 *h, const bf16 *act,
+                 bf16 *dx, float *drw, float *du, float *dd, uint32_t *tmp, int64_t E, int64_t H,
+                 int64_t I, int64_t most)
+{
+    /* tmp: a packed matrix, four packed activations and three plain ones of `most` rows */
+    uint32_t *pw = tmp, *px = pw + up48(2 * I) * up48(H), *pa = px + most / 2 * up48(H),
+             *py = pa + most / 2 * up48(I), *ph = py + most / 2 * up48(H);
+    bf16 *dy = (bf16 *)(ph + most / 2 * up48(2 * I)), *da = dy + most * H, *dh = da + most * I;
+    for (int64_t e = 0; e < E; e++, wu += 2 * I * H, wd += I * H, du += 2 * I * H, dd += I * H) {
+        int64_t a = start[e], m = start[e + 1] - a;
+        if (!m) {
+            memset(du, 0, 2 * I * H * sizeof *du);
+            memset(dd, 0, I * H * sizeof *dd);
+            continue;
+        }
+        gather(dout, row + a, dy, m, H);
+        pack_n(wd, pw, H, I);
+        gemm((uint32_t *)dy, H / 2, 1, pw, up48(I), H / 2, m, I, da, 0, I);
+        pair(dy, py, m, H);
+        pair(act + a * I, pa, m, I);
+        gemm(py, 1, up48(H), pa, up48(I), m / 2, H, I, 0, dd, I);
+        swiglu_bwd(h + a * 2 * I, rw + a, da, dh, drw + a, m, I);
+        pack_n(wu, pw, 2 * I, H);
+        gemm((uint32_t *)dh, I, 1, pw, up48(H), I, m, H, dx + a * H, 0, H);
+        pair(dh, ph, m, 2 * I);
+        pair(xs + a * H, px, m, H);
+        gemm(ph, 1, up48(2 * I), px, up48(H), m / 2, 2 * I, H, 0, du, H);
+    }
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 BF = torch.bfloat16
 QBLOCK = 128  # rows of a block of queries in attention
-PAD = 64      # rows of an expert are padded to a multiple: few shapes, few kernels
+PAD = 8       # rows of an expert are padded to a multiple
 
 
 def _library():
@@ -42,7 +42,19 @@ def call(name, *args):
             out.append(ctypes.c_float(a))
         else:
             out.append(ctypes.c_int64(int(a)))
-    return getattr(_lib, name)(*out)
+    f = getattr(_lib, name)
+    f.restype = ctypes.c_int64
+    return f(*out)
+
+
+_scratch = torch.empty(0, dtype=torch.int32)
+
+
+def scratch(n, m=1):
+    global _scratch
+    if len(_scratch) < n * m:
+        _scratch = torch.empty(2 * n * m, dtype=torch.int32)
+    return _scratch
 
 
 class RMSNorm(torch.autograd.Function):
@@ -202,41 +214,26 @@ class Experts(torch.autograd.Function):
         (T, H), (E, I2, _), k = x.shape, up.shape, idx.shape[1]
         most = T * k + E * PAD
         start = torch.empty(E + 1, dtype=torch.int64)
-        row, pos = torch.empty(most, dtype=torch.int32), torch.empty_like(idx)
-        rw = torch.empty(most)
-        call("dispatch", idx, w, count, start, row, rw, pos, T, E, k, PAD)
-        start = start.tolist()
-        P = start[E]
+        row, pos, rw = torch.empty(most, dtype=torch.int32), torch.empty_like(idx), torch.empty(most)
+        P = call("dispatch", idx, w, count, start, row, rw, pos, T, E, k, PAD)
         xs, h = torch.empty(P, H, dtype=BF), torch.empty(P, I2, dtype=BF)
         act, y = torch.empty(P, I2 // 2, dtype=BF), torch.empty(P, H, dtype=BF)
-        call("gather", x, row, xs, P, H)
-        used = [(e, start[e], start[e + 1]) for e in range(E) if start[e] < start[e + 1]]
-        for e, a, b in used:
-            torch.mm(xs[a:b], up[e].t(), out=h[a:b])
-        call("swiglu_fwd", h, rw, act, P, I2 // 2)
-        for e, a, b in used:
-            torch.mm(act[a:b], down[e].t(), out=y[a:b])
+        call("experts_fwd", x, row, rw, start, up, down, xs, h, act, y,
+             scratch(48 + I2, 48 + H), E, H, I2 // 2)
         out = torch.empty(T, H, dtype=BF)
         call("combine", y, pos, out, T, k, H)
-        ctx.save_for_backward(row, rw, pos, xs, h, act, up, down)
-        ctx.used = used
+        ctx.save_for_backward(row, rw, start, pos, xs, h, act, up, down)
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        row, rw, pos, xs, h, act, up, down = ctx.saved_tensors
+        row, rw, start, pos, xs, h, act, up, down = ctx.saved_tensors
         (P, H), I2, (T, k) = xs.shape, h.shape[1], pos.shape
-        dy, da = torch.empty(P, H, dtype=BF), torch.empty_like(act)
-        dh, dx, drw = torch.empty_like(h), torch.empty(P, H, dtype=BF), torch.empty(P)
-        dup, ddown = torch.zeros_like(up), torch.zeros_like(down)
-        call("gather", dout.contiguous(), row, dy, P, H)
-        for e, a, b in ctx.used:
-            torch.mm(dy[a:b], down[e], out=da[a:b])
-            torch.mm(dy[a:b].t(), act[a:b], out=ddown[e])
-        call("swiglu_bwd", h, rw, da, dh, drw, P, I2 // 2)
-        for e, a, b in ctx.used:
-            torch.mm(dh[a:b], up[e], out=dx[a:b])
-            torch.mm(dh[a:b].t(), xs[a:b], out=dup[e])
+        most = int((start[1:] - start[:-1]).max())
+        dx, drw = torch.empty(P, H, dtype=BF), torch.empty(P)
+        dup, ddown = torch.empty_like(up), torch.empty_like(down)
+        call("experts_bwd", dout.contiguous(), row, rw, start, up, down, xs, h, act, dx, drw, dup,
+             ddown, scratch((48 + I2) * (48 + H) + most * 2 * (96 + H + I2)), len(up), H, I2 // 2, most)
         out = torch.empty(T, H, dtype=BF)
         call("combine", dx, pos, out, T, k, H)
         return out, drw[pos.view(-1).long()].view(T, k), None, None, dup, ddown
@@ -245,9 +242,9 @@ class Experts(torch.autograd.Function):
 class Head(torch.autograd.Function):
     """Cross entropy of x W^T; returns the mean and the loss of each token."""
     @staticmethod
-    def forward(ctx, x, w, target):
+    def forward(ctx, x, w, target, share):
         z, loss = x @ w.t(), torch.empty(len(x))
-        call("cross_entropy", z, target, loss, len(x), len(w), 1. / len(x))
+        call("cross_entropy", z, target, loss, len(x), len(w), share / len(x))
         ctx.save_for_backward(x, w, z)
         ctx.mark_non_differentiable(loss)
         return loss.mean(), loss
@@ -255,7 +252,7 @@ class Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d, _):
         x, w, z = ctx.saved_tensors  # d is 1
-        return z @ w, z.t() @ x, None
+        return z @ w, z.t() @ x, None, None
 
 
 class Model(nn.Module):
@@ -310,7 +307,8 @@ class Model(nn.Module):
         for n, t in P.items():
             self.register_parameter(self.key(n), nn.Parameter(t))
         self.names = list(P)
-        self.count = {}  # choices per expert of the last forward pass, by layer
+        # Of the last forward pass, by layer: choices per expert, and each token's choices.
+        self.count, self.chosen = {}, {}
 
     @staticmethod
     def key(name):
@@ -324,11 +322,12 @@ class Model(nn.Module):
         t = torch.outer(torch.arange(length, dtype=torch.float64), f)
         return t.cos().float().contiguous(), t.sin().float().contiguous()
 
-    def forward(self, tokens, target):
-        """Both [batch, length]; mean loss and loss per token."""
+    def forward(self, tokens, target, share=1.):
+        """Both [batch, length]; mean loss and loss per token.  The gradient is that of share
+        times the mean (share: this micro-batch's part of the batch)."""
         cfg, (B, L), H, nh = self.cfg, tokens.shape, self.H, self.nh
         eps, w = cfg["rms_norm_eps"], self.get
-        bf = {n: w(n).to(BF) for n in self.names if w(n).dim() > 1 and "gate.weight" not in n}
+        bf = {n: w(n).to(BF) for n in self.names if w(n).dim() == 2 and "gate.weight" not in n}
         if self.v3:
             dn, dr, dv = (cfg[n] for n in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
             rkv = cfg["kv_lora_rank"]
@@ -368,12 +367,12 @@ class Model(nn.Module):
                          cfg["topk_group"], 1, int(cfg["norm_topk_prob"]), float(cfg["routed_scaling_factor"]))
                 else:
                     g = (None, cfg["num_experts_per_tok"], 1, 1, 0, int(cfg["norm_topk_prob"]), 1.)
-                rw, idx, count = Gate.apply(z, *g, self.aux)
-                self.count[i] = count
-                y = Experts.apply(h, rw, idx, count, bf[m + "experts.gate_up"], bf[m + "experts.down"])
+                rw, idx, count = Gate.apply(z, *g, self.aux * share)
+                self.count[i], self.chosen[i] = count, idx
+                y = Experts.apply(h, rw, idx, count, w(m + "experts.gate_up"), w(m + "experts.down"))
                 if self.v3:
                     s = SwiGLU.apply(h @ bf[m + "shared_experts.gate_up"].t())
                     y = y + s @ bf[m + "shared_experts.down_proj.weight"].t()
             x = x + y
         h = RMSNorm.apply(x, w("model.norm.weight"), eps)
-        return Head.apply(h, bf["model.embed_tokens.weight"], target.reshape(-1))
+        return Head.apply(h, bf["model.embed_tokens.weight"], target.reshape(-1), share)
