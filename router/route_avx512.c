@@ -10,15 +10,17 @@
 
 static __mmask16 tail_mask(int left) { return (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1); }
 
+/* One comparison for all: the largest magnitude as an integer tells whether any is not finite. */
 static int64_t first_not_finite(const float *x, int64_t n) {
-    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i most = _mm512_setzero_si512();
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 valid = tail_mask(n - i > 16 ? 16 : (int)(n - i));
         __m512i bits = _mm512_maskz_loadu_epi32(valid, x + i);
-        __mmask16 bad = _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, exponent), exponent);
-        if (bad) return i + __builtin_ctz(bad);
+        most = _mm512_max_epi32(most, _mm512_and_si512(bits, magnitude));
     }
-    return -1;
+    if (_mm512_reduce_max_epi32(most) < 0x7f800000) return -1;
+    return route_kernels_portable.first_not_finite(x, n);
 }
 
 /* ---- scores: mathf.h, operation by operation */
