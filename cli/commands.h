@@ -8,7 +8,12 @@
 
 /* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help.
  */
-#define COMMANDS(X) X(gates)
+#define COMMANDS(X)                                                                                \
+    X(import)                                                                                      \
+    X(show)                                                                                        \
+    X(export)                                                                                      \
+    X(gates)                                                                                       \
+    X(formats)
 
 #define X(name) extern const struct command command_##name;
 COMMANDS(X)

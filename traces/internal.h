@@ -37,8 +37,8 @@ struct trace {
  * written, read, hashed and compared from these lists. */
 #define CAPTURE_TEXTS(X)                                                                           \
     X(model)                                                                                       \
-    X(family) X(model_id) X(config) X(source) X(compute) X(kernels) X(options) X(lacks)            \
-        X(vocabulary)
+    X(family)                                                                                      \
+    X(model_id) X(config) X(source) X(compute) X(kernels) X(options) X(lacks) X(vocabulary)
 #define CAPTURE_INTS(X) X(parameters) X(context_tokens) X(pass_tokens)
 
 /* Reads capture, layers, documents, blocks of an open database into `trace` and checks them against

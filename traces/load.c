@@ -337,6 +337,7 @@ struct trace_setup trace_as_setup(const struct trace *trace) {
 
 /* ---- accessors */
 
+bool trace_is_result(const struct trace *trace) { return trace->is_result; }
 const char *trace_path(const struct trace *trace) { return trace->db.path; }
 const struct trace_capture *trace_capture(const struct trace *trace) { return &trace->capture; }
 const char *trace_identity(const struct trace *trace) { return trace->identity; }
@@ -354,6 +355,7 @@ int64_t trace_tokens_total(const struct trace *trace) {
 }
 
 bool trace_complete(const struct trace *trace) {
+    if (trace->is_result) return true;
     for (int r = 0; r < trace->layer_count; r++)
         if (trace->layers[r].holds != TRACE_COUNTS)
             return trace_tokens(trace) == trace_tokens_total(trace);

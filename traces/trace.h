@@ -121,6 +121,8 @@ const struct trace_capture *trace_capture(const struct trace *trace);
 /* sha256 over capture, layers and documents: equal for equal captures, whatever the file is called.
  */
 const char *trace_identity(const struct trace *trace);
+/* True for a RESULT.db: it describes a trace, but holds no tokens and chunks. */
+bool trace_is_result(const struct trace *trace);
 int64_t trace_tokens(const struct trace *trace);       /* T committed so far (0 in a RESULT.db) */
 int64_t trace_tokens_total(const struct trace *trace); /* of all documents */
 bool trace_complete(const struct trace *trace);        /* all tokens of all documents are there */

@@ -1,0 +1,49 @@
+/* cmd_import.c - `steelyard import`: other people's routing records as a trace */
+#include "cli/commands.h"
+#include "cli/progress.h"
+#include "traces/exchange.h"
+
+static bool import_files(const char *from, struct import_job *job, struct err *err) {
+    const struct trace_importer *importer = trace_importer_find(from, job->files[0], err);
+    if (!importer) return false;
+    struct progress_line line;
+    progress_begin(&line, "import");
+    job->progress = &line.progress;
+    bool ok = trace_import(importer, job, err);
+    progress_end(&line);
+    return ok;
+}
+
+static bool run(const struct command *command, int argc, char **argv, struct err *err) {
+    const char *from = "auto";
+    struct import_job job = {0};
+    const struct option options[] = {
+        {"from", OPTION_TEXT, &from, "FORMAT", "see `steelyard formats`; default auto", 0, 0},
+        {"out", OPTION_TEXT, &job.out, "RUN.db", "the trace to write", 0, 0},
+        {"gate", OPTION_TEXT, &job.gate, "SPEC", "the native gate, where the file does not say", 0,
+         0},
+        {"domain", OPTION_TEXT, &job.domain, "NAME", "domain of its documents", 0, 0},
+        {"model", OPTION_TEXT, &job.model, "NAME", "name of the model", 0, 0},
+        {"force", OPTION_FLAG, &job.force, NULL, "replace an existing file", 0, 0},
+        {0}};
+    struct text_list rest = {0};
+    bool done = false;
+    bool ok = options_parse(command, options, argc, argv, &rest, &done, err);
+    if (ok && !done) {
+        job.files = rest.items;
+        job.file_count = rest.count;
+        if (rest.count < 1 || !job.out)
+            ok = err_set(err, ERR_USAGE, "expected at least one file and --out RUN.db");
+        else
+            ok = import_files(from, &job, err);
+    }
+    text_list_free(&rest);
+    return ok;
+}
+
+const struct command command_import = {
+    .name = "import",
+    .arguments = "FILE...",
+    .summary = "make a trace of other programs' routing records",
+    .example = "steelyard import run.safetensors --from safetensors --out run.db",
+    .run = run};
