@@ -1,0 +1,41 @@
+/* model.h - the engine behind engine.h: an open checkpoint, and access to its packed layers
+ * (private to engine/)
+ *
+ * Layer 3. model.c opens and owns; pass.c runs; head.c turns hidden states into likelihoods. */
+#ifndef ENGINE_MODEL_H
+#define ENGINE_MODEL_H
+
+#include "engine/forward.h"
+
+struct engine {
+    struct arena arena;     /* spec, names, routers, biases */
+    struct tensors tensors; /* mapped files */
+    struct model_spec spec;
+    struct pool *pool; /* borrowed */
+    const struct kernels *kernels;
+    bool bf16;
+    struct engine_info info;
+    struct engine_router *router; /* [routers]; in the arena */
+    int *router_of;               /* [steps]: router of a step, -1 = none */
+    struct tensor *embedding;
+    struct norm_weights norm;
+    const float *head_bias; /* [vocab] or NULL */
+    /* packed weights: all layers stay when `resident`, else each is packed anew for a pass */
+    bool resident;
+    size_t *layer_bytes;          /* [steps] */
+    size_t largest_bytes;         /* of layer_bytes */
+    unsigned char **layer_memory; /* [steps]; when resident */
+    struct layer_weights *layers; /* [steps]; when resident */
+    unsigned char *shared_memory; /* of the layer in hand, when not resident */
+    struct layer_weights shared;  /* its weights */
+};
+
+/* The packed weights of one step, valid until the next call. NULL with err set. */
+const struct layer_weights *model_layer(struct engine *engine, int step, struct err *err);
+struct loader model_loader(const struct engine *engine, struct err *err);
+
+/* hidden[T,H] (before the final norm; overwritten) -> sink's nll and final_logits. */
+bool head_run(struct engine *engine, const struct engine_pass *pass, const struct engine_sink *sink,
+              float *hidden, struct err *err);
+
+#endif

@@ -1,0 +1,47 @@
+/* support_golden.h - runs the engine on a reference case and compares it with what the reference
+ * implementation recorded (expected.safetensors beside the checkpoint) */
+#ifndef TESTS_SUPPORT_GOLDEN_H
+#define TESTS_SUPPORT_GOLDEN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/engine.h"
+
+/* Everything a pass told. */
+struct heard {
+    int routers;
+    const struct engine_router *router; /* copied */
+    int64_t tokens;
+    int vocab;
+    int64_t windows;
+    float **logits;   /* [routers][T,E] */
+    int32_t **expert; /* [routers][T,k] */
+    float **weight;   /* [routers][T,k] */
+    float *nll;       /* [T] */
+    float *last;      /* [windows,vocab] */
+};
+
+struct parity {
+    double logits;        /* largest difference of final logits / largest logit */
+    double router_logits; /* the same of router logits, worst layer */
+    double weight;        /* largest difference of a weight / max(1e-3 of the largest, it) */
+    double nll;           /* largest absolute difference */
+    double bias;          /* of the correction bias */
+    int64_t choices;      /* tokens whose set of experts differs */
+};
+
+/* Reads ids.txt: one document a line. Both arrays are returned owned. */
+bool golden_ids(const char *folder, int32_t **ids, int64_t **start, int64_t *windows,
+                struct err *err);
+/* Opens folder and runs windows [first, last) of its ids as one pass; split: one pass per window.
+ */
+bool golden_run(const char *folder, int threads, const char *kernels, bool split,
+                struct heard *heard, struct err *err);
+void heard_free(struct heard *heard);
+bool heard_equal(const struct heard *a, const struct heard *b);
+/* Runs and compares with expected.safetensors. */
+bool golden_parity(const char *folder, struct parity *parity, struct err *err);
+
+#endif

@@ -1,0 +1,61 @@
+/* test_engine.c - the forward pass: parity with the reference, and the laws of determinism */
+#include <stdio.h>
+
+#include "tests/support_golden.h"
+#include "tests/test.h"
+
+#define GOLDEN "tests/golden/"
+
+/* Final logits within 1e-4 of their scale, every choice equal, weights 1e-3, NLL 1e-4. */
+static void check_parity(const char *folder) {
+    struct parity parity;
+    struct err err = {0};
+    test_ok(golden_parity(folder, &parity, &err), &err);
+    printf("%s: logits %.1e, router logits %.1e, weights %.1e, nll %.1e\n", folder, parity.logits,
+           parity.router_logits, parity.weight, parity.nll);
+    assert_int_equal(parity.choices, 0);
+    test_near(parity.logits, 0, 1e-4);
+    test_near(parity.router_logits, 0, 1e-4);
+    test_near(parity.weight, 0, 1e-3);
+    test_near(parity.nll, 0, 1e-4);
+    test_near(parity.bias, 0, 0);
+}
+
+static const char *const committed[] = {"deepseek_v3", "mixtral", "olmoe"};
+
+static void engine_agrees_with_the_reference(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof committed / sizeof *committed; i++) {
+        char folder[256];
+        snprintf(folder, sizeof folder, GOLDEN "%s", committed[i]);
+        check_parity(folder);
+    }
+}
+
+static void threads_and_cuts_do_not_change_a_bit(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof committed / sizeof *committed; i++) {
+        struct heard one, other;
+        struct err err = {0};
+        char folder[256];
+        snprintf(folder, sizeof folder, GOLDEN "%s", committed[i]);
+        test_ok(golden_run(folder, 1, NULL, false, &one, &err), &err);
+        for (int threads = 1; threads <= 4; threads *= 2) {
+            test_ok(golden_run(folder, threads, NULL, threads > 1, &other, &err), &err);
+            assert_true(heard_equal(&one, &other));
+            heard_free(&other);
+            test_ok(golden_run(folder, threads, NULL, threads == 1, &other, &err), &err);
+            assert_true(heard_equal(&one, &other));
+            heard_free(&other);
+        }
+        heard_free(&one);
+    }
+}
+
+int test_engine(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(engine_agrees_with_the_reference),
+        cmocka_unit_test(threads_and_cuts_do_not_change_a_bit),
+    };
+    return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+}
