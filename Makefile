@@ -56,7 +56,7 @@ $(LIB): $(OBJECTS) ; @echo "  AR  $@"; rm -f $@ && ar rcs $@ $(OBJECTS)
 # every object also depends on the embedded texts' list and on the flags of this Makefile
 $(O)/%.o: %.c Makefile | $(B)/embed/embed.h
 	@mkdir -p $(@D); echo "  CC  $<"
-	$(Q)$(CC) $(CFLAGS_) $(foreach s,$(SIMD),$(if $(filter %_$(s) %/$(s),$*),$(FLAGS_$(s)) -O3 $(if $(filter engine/%,$*),-ffp-contract=fast))) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CFLAGS_) $(if $(filter router/%,$*),-O3 -fno-trapping-math) $(foreach s,$(SIMD),$(if $(filter %_$(s) %/$(s),$*),$(FLAGS_$(s)) -O3 $(if $(filter engine/%,$*),-ffp-contract=fast))) -MMD -MP -c $< -o $@
 $(O)/embed/%.o: $(B)/embed/%.c ; @mkdir -p $(@D); $(CC) -std=c11 -fPIC -c $< -o $@
 
 # texts that the program carries: schema, queries, plot templates, report parts

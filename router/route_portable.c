@@ -45,14 +45,21 @@ static void add_bias(const float *score, const float *bias, float *choice, int n
     for (int i = n; i % ROUTE_LANES != 0; i++) choice[i] = -INFINITY;
 }
 
-/* Insertion into a short sorted list: most candidates fail the first comparison. */
+/* Insertion into a short sorted list: most candidates fail the first comparison, which reads only
+ * the candidate and a register. */
 static void top_of_row(const float *x, int n, int k, int32_t *best) {
+    float value[GATE_MAX_TOPK + 1], least = -INFINITY;
     int held = 0;
     for (int32_t i = 0; i < n; i++) {
-        if (held == k && !(x[i] > x[best[k - 1]])) continue;
+        if (held == k && !(x[i] > least)) continue;
         int at = held < k ? held++ : k - 1;
-        for (; at > 0 && x[i] > x[best[at - 1]]; at--) best[at] = best[at - 1];
+        for (; at > 0 && x[i] > value[at - 1]; at--) {
+            value[at] = value[at - 1];
+            best[at] = best[at - 1];
+        }
+        value[at] = x[i];
         best[at] = i;
+        least = value[held - 1];
     }
 }
 
@@ -60,9 +67,21 @@ static void top(const float *x, int tokens, int stride, int n, int k, int32_t *b
     for (int t = 0; t < tokens; t++) top_of_row(x + t * stride, n, k, best + t * k);
 }
 
+/* The two highest of x[n], added. */
+static float two_best(const float *x, int n) {
+    float high = x[0], low = -INFINITY;
+    for (int i = 1; i < n; i++) {
+        float less = x[i] < high ? x[i] : high;
+        low = less > low ? less : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    return high + low;
+}
+
 /* The highest first, so that the sum has one order. */
 static float group_score_of(const float *choice, int size, int best) {
-    int32_t at[GATE_MAX_TOPK];
+    if (best == 2) return two_best(choice, size);
+    int32_t at[GATE_MAX_TOPK + 1];
     top_of_row(choice, size, best, at);
     float sum = choice[at[0]];
     for (int i = 1; i < best; i++) sum += choice[at[i]];
