@@ -41,7 +41,7 @@ OBJECTS := $(SOURCES:%.c=$(O)/%.o) $(EMBED_C:$(B)/%.c=$(O)/%.o)
 CLI     := $(patsubst %.c,$(O)/%.o,$(wildcard cli/*.c))
 TESTS   := $(wildcard tests/test_*.c)
 TEST_O  := $(TESTS:%.c=$(O)/%.o) $(O)/tests/main.o $(patsubst %.c,$(O)/%.o,$(wildcard tests/support_*.c))
-BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c) $(wildcard tests/support_*.c))
+BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 LIB     := $(O)/libsteelyard.a
 
@@ -99,7 +99,7 @@ demo: deps ## the main job on the shipped models: figures and a report in build/
 	$(Q)sh models/demo.sh
 $(O)/bench: $(BENCH_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(BENCH_O) $(LIB) $(LIBS)
 bench: $(O)/bench all ## benchmarks; SCENE=name runs one
-	$(Q)$(O)/bench $(SCENE)
+	$(Q)$(O)/bench $(if $(SCENE),"$(SCENE)")
 lint: $(B)/embed/embed.h ## layer arrows, headers alone, function length, format
 	$(Q)sh tests/deps.sh clang-format && sh tests/lint.sh "$(CC)" "$(CFLAGS_)"
 format: ## put all sources into the house format

@@ -11,31 +11,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { ROWS_F32 = 14, ROWS_BF16 = 12 };
-
-/* Columns of half h (0, 1) of a tile that exist. */
-INLINE __mmask16 columns(int cols, int half) {
-    int n = cols - half * 16;
-    return n >= 16 ? (__mmask16)0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
-}
-
-INLINE void store_tile(const struct tile *t, __m512 (*acc)[2], const int rows) {
-    const __mmask16 m[2] = {columns(t->cols, 0), columns(t->cols, 1)};
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
-            __m512 sum = acc[r][h];
-            if (t->initial)
-                sum = _mm512_add_ps(
-                    sum, _mm512_maskz_loadu_ps(m[h], t->initial + r * t->ld_initial + h * 16));
-            _mm512_mask_storeu_ps(t->c + r * t->ldc + h * 16, m[h], sum);
-        }
-}
-
 INLINE void tile_f32(const struct tile *t, const int rows) {
     const float *a = t->a, *b = t->b;
-    __m512 acc[ROWS_F32][2];
+    __m512 acc[AVX512_ROWS_F32][2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
     for (int i = 0; i < t->k; i++, a += rows, b += PANEL_COLS) {
@@ -49,14 +27,14 @@ INLINE void tile_f32(const struct tile *t, const int rows) {
             acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
         }
     }
-    store_tile(t, acc, rows);
+    avx512_store_tile(t, acc, rows);
 }
 
 INLINE void tile_bf16(const struct tile *t, const int rows) {
     const float *a = t->a;
     const uint32_t *b = t->b;
     const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
-    __m512 acc[ROWS_BF16][2];
+    __m512 acc[AVX512_ROWS_BF16][2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
     for (int i = 0; i < t->k; i += 2, a += 2 * rows, b += PANEL_COLS) {
@@ -80,7 +58,7 @@ INLINE void tile_bf16(const struct tile *t, const int rows) {
             acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
         }
     }
-    store_tile(t, acc, rows);
+    avx512_store_tile(t, acc, rows);
 }
 
 #define HEIGHTS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
@@ -92,7 +70,7 @@ static void tile_f32_13(const struct tile *t) { tile_f32(t, 13); }
 static void tile_f32_14(const struct tile *t) { tile_f32(t, 14); }
 
 void avx512_tile_f32(const struct tile *t) {
-    static const tile_fn of_height[ROWS_F32 + 1] = {
+    static const tile_fn of_height[AVX512_ROWS_F32 + 1] = {
 #define ROW(n) [n] = tile_f32_##n,
         HEIGHTS(ROW) ROW(13) ROW(14)
 #undef ROW
@@ -101,7 +79,7 @@ void avx512_tile_f32(const struct tile *t) {
 }
 
 void avx512_tile_bf16(const struct tile *t) {
-    static const tile_fn of_height[ROWS_BF16 + 1] = {
+    static const tile_fn of_height[AVX512_ROWS_BF16 + 1] = {
 #define ROW(n) [n] = tile_bf16_##n,
         HEIGHTS(ROW)
 #undef ROW
@@ -181,7 +159,7 @@ void avx512_f16_to_f32(float *dst, const uint16_t *src, int64_t n) {
 }
 
 /* To nearest even, NaN made quiet, as in portable.c. */
-static void f32_to_bf16(uint16_t *dst, const float *src, int64_t n) {
+void avx512_round(uint16_t *dst, const float *src, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 mask = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
         __m512 x = _mm512_maskz_loadu_ps(mask, src + i);
@@ -292,9 +270,9 @@ float avx512_exp_sum(const float *x, float shift, float *y, int64_t n) {
 
 const struct kernels kernels_avx512 = {
     .name = "avx512",
-    .tile_rows = {ROWS_F32, ROWS_BF16, ROWS_BF16},
+    .tile_rows = {AVX512_ROWS_F32, AVX512_ROWS_BF16, AVX512_ROWS_BF16},
     .pack_a = {avx512_pack_a, avx512_pack_a, avx512_pack_a},
     .tile = {avx512_tile_f32, avx512_tile_bf16, avx512_tile_bf16},
     AVX512_COMMON,
-    .f32_to_bf16 = f32_to_bf16,
+    .f32_to_bf16 = avx512_round,
 };

@@ -25,6 +25,7 @@ struct level {
 
 static const struct level levels[] = {
 #if defined(__x86_64__)
+    {&kernels_avx512bf16, HAS_AVX512 | HAS_BF16, FAST_BF16},
     {&kernels_avx512, HAS_AVX512, 0},
 #endif
     {&kernels_portable, 0, 0},

@@ -1,0 +1,2 @@
+/* scenes.h - the benchmark scenes, one line each */
+X(kernels)
