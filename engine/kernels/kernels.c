@@ -27,6 +27,7 @@ static const struct level levels[] = {
 #if defined(__x86_64__)
     {&kernels_avx512bf16, HAS_AVX512 | HAS_BF16, FAST_BF16},
     {&kernels_avx512, HAS_AVX512, 0},
+    {&kernels_avx2, HAS_AVX2, 0},
 #endif
     {&kernels_portable, 0, 0},
 };
