@@ -9,9 +9,10 @@
 
 #include "base/clock.h"
 #include "engine/kernels/kernels.h"
+#include "tests/bench/scenes.h"
 
 #define X(name) void bench_##name(void);
-#include "tests/bench/scenes.h"
+BENCH_SCENES(X)
 #undef X
 
 static const struct {
@@ -19,7 +20,7 @@ static const struct {
     void (*run)(void);
 } scenes[] = {
 #define X(name) {#name, bench_##name},
-#include "tests/bench/scenes.h"
+    BENCH_SCENES(X)
 #undef X
 };
 

@@ -1,2 +1,7 @@
-/* scenes.h - the benchmark scenes, one line each */
-X(kernels)
+/* scenes.h - the benchmark scenes, one X(name) each: void bench_NAME(void) in bench_NAME.c */
+#ifndef TESTS_BENCH_SCENES_H
+#define TESTS_BENCH_SCENES_H
+
+#define BENCH_SCENES(X) X(kernels)
+
+#endif
