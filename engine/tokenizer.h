@@ -15,6 +15,8 @@ struct tokenizer; /* opaque, immutable after opening: may be shared between thre
 
 /* path: a tokenizer.json, or a folder that holds one. Returns owned; NULL with err set. */
 struct tokenizer *tokenizer_open(const char *path, struct err *err);
+/* The same from the bytes of a tokenizer.json; name is for messages. */
+struct tokenizer *tokenizer_parse(const char *json, size_t len, const char *name, struct err *err);
 void tokenizer_free(struct tokenizer *tokenizer);
 
 /* Text (UTF-8, len bytes; invalid bytes are replaced as the reference does) to ids. special: run
