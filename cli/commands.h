@@ -12,6 +12,7 @@
     X(import)                                                                                      \
     X(show)                                                                                        \
     X(export)                                                                                      \
+    X(tokenize)                                                                                    \
     X(gates)                                                                                       \
     X(formats)
 

@@ -54,9 +54,12 @@ struct tokenizer *tokenizer_parse(const char *json, size_t len, const char *name
 
 struct tokenizer *tokenizer_open(const char *path, struct err *err) {
     struct str file = {0};
-    if (file_is_folder(path)) file_join(&file, path, "tokenizer.json");
-    else str_puts(&file, path);
-    struct tokenizer *tokenizer = load(json_read(str_text(&file), FILE_MOST, err), str_text(&file), err);
+    if (file_is_folder(path))
+        file_join(&file, path, "tokenizer.json");
+    else
+        str_puts(&file, path);
+    struct tokenizer *tokenizer =
+        load(json_read(str_text(&file), FILE_MOST, err), str_text(&file), err);
     str_free(&file);
     return tokenizer;
 }
@@ -111,8 +114,8 @@ static bool encode_raw(struct encoder *e, const char *text, size_t len, bool fir
     str_clear(&e->normalized);
     if (!normalize_text(&e->tokenizer->steps, &e->match, text, len, &first, &e->normalized, e->err))
         return false;
-    return encode_around(e, &e->tokenizer->normalized, str_text(&e->normalized),
-                         e->normalized.len, first, encode_plain);
+    return encode_around(e, &e->tokenizer->normalized, str_text(&e->normalized), e->normalized.len,
+                         first, encode_plain);
 }
 
 static bool encode_text(struct encoder *e, const char *text, size_t len, bool special) {
@@ -143,8 +146,10 @@ bool tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_
     pieces_free(&encoder.work[1]);
     str_free(&encoder.normalized);
     str_free(&repaired);
-    if (ok) *ids = list.ids, *count = (int64_t)list.count;
-    else free(list.ids);
+    if (ok)
+        *ids = list.ids, *count = (int64_t)list.count;
+    else
+        free(list.ids);
     return ok;
 }
 
@@ -189,8 +194,10 @@ static void decode_piece(const struct tokenizer *t, const bool *is_added, int32_
     const char *text = vocab_text(&t->vocab, id, &len);
     if (!text) return;
     if (!is_added[id] && t->steps.byte_level && decode_byte_level(text, len, out)) return;
-    if (!is_added[id] && t->spaces_as_low_line) decode_spaces(text, len, out);
-    else str_append(out, text, len);
+    if (!is_added[id] && t->spaces_as_low_line)
+        decode_spaces(text, len, out);
+    else
+        str_append(out, text, len);
 }
 
 bool tokenizer_finish(struct tokenizer *t, struct err *err) {
@@ -205,8 +212,8 @@ bool tokenizer_finish(struct tokenizer *t, struct err *err) {
         size_t start = t->piece_bytes.len, len;
         decode_piece(t, is_added, id, &t->piece_bytes);
         bool there = vocab_text(&t->vocab, id, &len) != NULL;
-        t->pieces[id] = (struct token){(uint32_t)start,
-                                       there ? (int32_t)(t->piece_bytes.len - start) : -1};
+        t->pieces[id] =
+            (struct token){(uint32_t)start, there ? (int32_t)(t->piece_bytes.len - start) : -1};
     }
     /* <0xNN> tokens are one byte each; written over what they are spelt like */
     for (int byte = 0; t->byte_fallback && t->pieces && byte < 256; byte++) {

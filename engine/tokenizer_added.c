@@ -1,7 +1,8 @@
 /* tokenizer_added.c - added tokens: a trie over bytes, and the search in a text
  *
  * The search takes the leftmost match, of those that begin there the longest, and goes on behind it
- * even when the match was then discarded for not being a word of its own (as the reference does). */
+ * even when the match was then discarded for not being a word of its own (as the reference does).
+ */
 #include "engine/tokenizer_parts.h"
 
 #include <stdlib.h>
@@ -97,8 +98,10 @@ static bool is_word(uint32_t point) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    default: break;
+    case UTF8PROC_CATEGORY_PC:
+        return true;
+    default:
+        break;
     }
     return point == 0x200C || point == 0x200D || (point >= 0x24B6 && point <= 0x24E9) ||
            (point >= 0x1F130 && point <= 0x1F149) || (point >= 0x1F150 && point <= 0x1F169) ||

@@ -1,10 +1,10 @@
 /* tokenizer_bpe.c - one word to ids: byte-pair encoding (Sennrich et al. 2016, algorithm 1)
  *
  * A word starts as its characters. The adjacent pair with the best score (for tokenizer.json the
- * lowest rank; leftmost among equals) is joined until no pair has a merge. Symbols are a linked list
- * and candidate pairs a binary heap, so a word of n characters takes O(n log n): a megabyte without
- * a space is one word. Candidates that were overtaken stay in the heap and are dropped when they
- * come up. */
+ * lowest rank; leftmost among equals) is joined until no pair has a merge. Symbols are a linked
+ * list and candidate pairs a binary heap, so a word of n characters takes O(n log n): a megabyte
+ * without a space is one word. Candidates that were overtaken stay in the heap and are dropped when
+ * they come up. */
 #include "engine/tokenizer_parts.h"
 
 #include <stdio.h>
@@ -12,8 +12,8 @@
 #include <string.h>
 
 struct symbol {
-    int32_t id;         /* -1: a character without a token (only with by_score) */
-    int32_t prev, next; /* index; -1 = none */
+    int32_t id;          /* -1: a character without a token (only with by_score) */
+    int32_t prev, next;  /* index; -1 = none */
     uint32_t start, len; /* bytes in the word */
     bool alive;
 };
@@ -105,6 +105,7 @@ static bool heap_push(struct bpe_state *state, struct candidate item) {
 
 static struct candidate heap_pop(struct bpe_state *state) {
     struct candidate *heap = state->heap, top = heap[0], last = heap[--state->heap_count];
+    state->pops++;
     size_t at = 0, child;
     while ((child = at * 2 + 1) < state->heap_count) {
         if (child + 1 < state->heap_count && before(&heap[child + 1], &heap[child])) child++;
@@ -168,8 +169,8 @@ static bool add_bytes(struct work *work, size_t start, size_t len) {
 }
 
 /* Characters -> symbols. What has no token becomes bytes, else the unknown token (a run of them one
- * token with fuse_unk), else nothing. An unknown run is written when the next known character comes,
- * behind bytes that came before that: so does the reference. */
+ * token with fuse_unk), else nothing. An unknown run is written when the next known character
+ * comes, behind bytes that came before that: so does the reference. */
 static void make_symbols(struct work *work, size_t len) {
     const struct tokenizer *t = work->tokenizer;
     size_t unknown = 0; /* bytes of the pending unknown token */
@@ -197,8 +198,8 @@ static void make_symbols(struct work *work, size_t len) {
 static void offer(struct work *work, int32_t left) {
     const struct symbol *symbols = work->state->symbols;
     if (left < 0 || symbols[left].next < 0) return;
-    const struct merge *merge = merges_find(&work->tokenizer->merges, symbols[left].id,
-                                            symbols[symbols[left].next].id);
+    const struct merge *merge =
+        merges_find(&work->tokenizer->merges, symbols[left].id, symbols[symbols[left].next].id);
     if (merge && !heap_push(work->state, (struct candidate){merge->score, left, merge->id}))
         work->full = true;
 }

@@ -18,9 +18,10 @@
 
 enum { DEEPEST = 100 };
 
-#define WORD_SET                                                                                   \
-    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
-#define HEX_SET "0-9A-Fa-f"
+#define WORD_SET "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* Outside of brackets, Oniguruma also takes Latin-1's superscripts and fractions for \w. */
+#define WORD_SET_OUTSIDE WORD_SET "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
+#define HEX_SET          "0-9A-Fa-f"
 
 struct reader {
     const char *at, *end;
@@ -32,8 +33,8 @@ struct reader {
 
 static bool refuse(struct reader *in, const char *what) {
     if (in->out->failed) return err_memory(in->err, in->name);
-    return err_set(in->err, ERR_UNSUPPORTED, "%s: found %s, expected a pattern we can run", in->name,
-                   what);
+    return err_set(in->err, ERR_UNSUPPORTED, "%s: found %s, expected a pattern we can run",
+                   in->name, what);
 }
 
 static bool one_of(char c, const char *letters) { return c && strchr(letters, c); }
@@ -53,8 +54,10 @@ static bool accept(struct reader *in, const char *text) {
 static void put_literal(struct str *out, uint32_t point) {
     bool plain = point >= 0x80 || (point >= '0' && point <= '9') ||
                  ((point | 32) >= 'a' && (point | 32) <= 'z');
-    if (plain) utf8_put(out, point);
-    else str_printf(out, "\\x{%X}", (unsigned)point);
+    if (plain)
+        utf8_put(out, point);
+    else
+        str_printf(out, "\\x{%X}", (unsigned)point);
 }
 
 /* Escapes that stand for a set of characters: what goes between brackets. `negated` sets are
@@ -65,10 +68,14 @@ struct set_escape {
     bool negated;
 };
 static const struct set_escape set_escapes[] = {
-    {'s', "\\p{White_Space}", false}, {'S', "\\P{White_Space}", false},
-    {'d', "\\p{Nd}", false},          {'D', "\\P{Nd}", false},
-    {'w', WORD_SET, false},           {'W', WORD_SET, true},
-    {'h', HEX_SET, false},            {'H', HEX_SET, true},
+    {'s', "\\p{White_Space}", false},
+    {'S', "\\P{White_Space}", false},
+    {'d', "\\p{Nd}", false},
+    {'D', "\\P{Nd}", false},
+    {'w', WORD_SET, false},
+    {'W', WORD_SET, true},
+    {'h', HEX_SET, false},
+    {'H', HEX_SET, true},
 };
 
 static const struct set_escape *find_set(char letter) {
@@ -80,15 +87,33 @@ static const struct set_escape *find_set(char letter) {
 /* Names of properties that PCRE2 spells otherwise; others are handed on (and refused by PCRE2 when
  * it does not know them). Compared without case, spaces, '-' and '_'. */
 static const char *const property_names[][2] = {
-    {"letter", "L"},           {"uppercaseletter", "Lu"},   {"lowercaseletter", "Ll"},
-    {"titlecaseletter", "Lt"}, {"modifierletter", "Lm"},    {"otherletter", "Lo"},
-    {"mark", "M"},             {"nonspacingmark", "Mn"},    {"spacingmark", "Mc"},
-    {"enclosingmark", "Me"},   {"number", "N"},             {"decimalnumber", "Nd"},
-    {"letternumber", "Nl"},    {"othernumber", "No"},       {"punctuation", "P"},
-    {"symbol", "S"},           {"mathsymbol", "Sm"},        {"currencysymbol", "Sc"},
-    {"modifiersymbol", "Sk"},  {"othersymbol", "So"},       {"separator", "Z"},
-    {"spaceseparator", "Zs"},  {"other", "C"},              {"control", "Cc"},
-    {"format", "Cf"},          {"digit", "Nd"},             {"cntrl", "Cc"},
+    {"letter", "L"},
+    {"uppercaseletter", "Lu"},
+    {"lowercaseletter", "Ll"},
+    {"titlecaseletter", "Lt"},
+    {"modifierletter", "Lm"},
+    {"otherletter", "Lo"},
+    {"mark", "M"},
+    {"nonspacingmark", "Mn"},
+    {"spacingmark", "Mc"},
+    {"enclosingmark", "Me"},
+    {"number", "N"},
+    {"decimalnumber", "Nd"},
+    {"letternumber", "Nl"},
+    {"othernumber", "No"},
+    {"punctuation", "P"},
+    {"symbol", "S"},
+    {"mathsymbol", "Sm"},
+    {"currencysymbol", "Sc"},
+    {"modifiersymbol", "Sk"},
+    {"othersymbol", "So"},
+    {"separator", "Z"},
+    {"spaceseparator", "Zs"},
+    {"other", "C"},
+    {"control", "Cc"},
+    {"format", "Cf"},
+    {"digit", "Nd"},
+    {"cntrl", "Cc"},
 };
 
 /* Posix classes, [[:name:]] and \p{name}, as sets. */
@@ -146,8 +171,10 @@ static bool read_property(struct reader *in, bool negated, struct set *set) {
     if (!accept(in, "}")) return refuse(in, "a property name without end");
     name[len] = key[key_len] = '\0';
     const char *posix = LOOK_UP(posix_sets, key), *short_name = LOOK_UP(property_names, key);
-    if (posix && negated) set_alternative(set, "[^", posix, "]");
-    else if (posix) str_puts(&set->items, posix);
+    if (posix && negated)
+        set_alternative(set, "[^", posix, "]");
+    else if (posix)
+        str_puts(&set->items, posix);
     else
         str_printf(&set->items, "\\%c{%s}", negated ? 'P' : 'p', short_name ? short_name : name);
     return true;
@@ -157,9 +184,12 @@ static bool read_hex(struct reader *in, int least, int most, uint32_t *point) {
     int digits = 0;
     for (*point = 0; digits < most && in->at < in->end; in->at++, digits++) {
         char c = *in->at, lower = (char)(c | 32);
-        if (c >= '0' && c <= '9') *point = *point * 16 + (uint32_t)(c - '0');
-        else if (lower >= 'a' && lower <= 'f') *point = *point * 16 + (uint32_t)(lower - 'a' + 10);
-        else break;
+        if (c >= '0' && c <= '9')
+            *point = *point * 16 + (uint32_t)(c - '0');
+        else if (lower >= 'a' && lower <= 'f')
+            *point = *point * 16 + (uint32_t)(lower - 'a' + 10);
+        else
+            break;
     }
     bool valid = digits >= least && *point <= 0x10FFFF && (*point < 0xD800 || *point > 0xDFFF);
     return valid || refuse(in, "a damaged code point");
@@ -176,7 +206,8 @@ static bool read_escaped_char(struct reader *in, uint32_t *point) {
         return true;
     }
     if (accept(in, "u")) return read_hex(in, 4, 4, point);
-    if (accept(in, "x{")) return read_hex(in, 1, 8, point) && (accept(in, "}") || refuse(in, "\\x{"));
+    if (accept(in, "x{"))
+        return read_hex(in, 1, 8, point) && (accept(in, "}") || refuse(in, "\\x{"));
     if (accept(in, "x")) {
         if (!read_hex(in, 1, 2, point)) return false;
         return *point < 0x80 || refuse(in, "a byte above \\x7F");
@@ -198,8 +229,10 @@ static bool read_set_char(struct reader *in, uint32_t *point) {
         return true;
     }
     if (in->at >= in->end) return refuse(in, "a backslash at the end");
-    if (accept(in, "b")) *point = '\b';
-    else return read_escaped_char(in, point);
+    if (accept(in, "b"))
+        *point = '\b';
+    else
+        return read_escaped_char(in, point);
     return true;
 }
 
@@ -213,8 +246,10 @@ static bool read_posix(struct reader *in, struct set *set) {
     name[len] = '\0';
     const char *found = LOOK_UP(posix_sets, name);
     if (!found || !accept(in, ":]")) return refuse(in, "an unknown [:class:]");
-    if (negated) set_alternative(set, "[^", found, "]");
-    else str_puts(&set->items, found);
+    if (negated)
+        set_alternative(set, "[^", found, "]");
+    else
+        str_puts(&set->items, found);
     return true;
 }
 
@@ -232,8 +267,10 @@ static bool read_set_item(struct reader *in, struct set *set) {
         if (escape || in->at[1] == 'p' || in->at[1] == 'P') {
             in->at += 2;
             if (!escape) return read_property(in, in->at[-1] == 'P', set);
-            if (escape->negated) set_alternative(set, "[^", escape->set, "]");
-            else str_puts(&set->items, escape->set);
+            if (escape->negated)
+                set_alternative(set, "[^", escape->set, "]");
+            else
+                str_puts(&set->items, escape->set);
             return true;
         }
     }
@@ -267,7 +304,8 @@ static bool read_set(struct reader *in, struct str *out) {
     struct str terms = {0}; /* look-aheads of the sides of && that are done */
     bool negated = accept(in, "^"), ok = ++in->depth <= DEEPEST || refuse(in, "too deep sets");
     for (bool first = true; ok && (first || !looking_at(in, "]")); first = false) {
-        if (in->at >= in->end) ok = refuse(in, "a set without end");
+        if (in->at >= in->end)
+            ok = refuse(in, "a set without end");
         else if (accept(in, "&&")) {
             str_puts(&terms, "(?=");
             put_set(&terms, &set, false);
@@ -316,10 +354,14 @@ static bool read_escape(struct reader *in) {
         return ok;
     }
     if (c == 'b' || c == 'B') {
-        str_printf(in->out, "(?%c(?<=[" WORD_SET "])(?![" WORD_SET "])|(?<![" WORD_SET "])(?=["
-                            WORD_SET "]))", c == 'b' ? ':' : '!');
+        str_printf(in->out,
+                   "(?%c(?<=[" WORD_SET_OUTSIDE "])(?![" WORD_SET_OUTSIDE
+                   "])|(?<![" WORD_SET_OUTSIDE "])(?=[" WORD_SET_OUTSIDE "]))",
+                   c == 'b' ? ':' : '!');
     } else if (escape) {
-        str_printf(in->out, "[%s%s]", escape->negated ? "^" : "", escape->set);
+        bool word = c == 'w' || c == 'W';
+        str_printf(in->out, "[%s%s]", escape->negated ? "^" : "",
+                   word ? WORD_SET_OUTSIDE : escape->set);
     } else if (one_of(c, "AzZGRXK") || (c >= '1' && c <= '9')) {
         str_printf(in->out, "\\%c", c);
     } else {
@@ -346,8 +388,10 @@ static bool read_group(struct reader *in) {
     str_puts(in->out, "?");
     for (; in->at < in->end && one_of(*in->at, "im-"); in->at++)
         str_append(in->out, *in->at == 'm' ? "s" : in->at, 1);
-    if (accept(in, ":")) str_puts(in->out, ":");
-    else if (!looking_at(in, ")")) return refuse(in, "an unknown group (?");
+    if (accept(in, ":"))
+        str_puts(in->out, ":");
+    else if (!looking_at(in, ")"))
+        return refuse(in, "an unknown group (?");
     return true;
 }
 
@@ -388,8 +432,10 @@ static bool read_quantifier(struct reader *in, struct atom *atom, bool *found) {
     if (!atom->there) return refuse(in, "a quantifier with nothing before it");
     if (atom->quantified) wrap(in->out, atom->start);
     str_puts(in->out, text);
-    if (!fixed && accept(in, "?")) str_puts(in->out, "?");
-    else if (!interval && accept(in, "+")) str_puts(in->out, "+");
+    if (!fixed && accept(in, "?"))
+        str_puts(in->out, "?");
+    else if (!interval && accept(in, "+"))
+        str_puts(in->out, "+");
     atom->quantified = true;
     return true;
 }
@@ -398,10 +444,14 @@ static bool read_quantifier(struct reader *in, struct atom *atom, bool *found) {
 static bool read_atom(struct reader *in) {
     if (accept(in, "\\")) return read_escape(in);
     if (accept(in, "[")) return read_set(in, in->out);
-    if (accept(in, "^")) str_puts(in->out, "(?m:^)");
-    else if (accept(in, "$")) str_puts(in->out, "(?m:$)");
-    else if (accept(in, ".")) str_puts(in->out, ".");
-    else put_literal(in->out, utf8_next(&in->at));
+    if (accept(in, "^"))
+        str_puts(in->out, "(?m:^)");
+    else if (accept(in, "$"))
+        str_puts(in->out, "(?m:$)");
+    else if (accept(in, "."))
+        str_puts(in->out, ".");
+    else
+        put_literal(in->out, utf8_next(&in->at));
     return true;
 }
 

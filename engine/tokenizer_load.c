@@ -39,8 +39,9 @@ static bool load_vocab(struct tokenizer *t, const struct json *model, struct err
             return err_set(err, ERR_FORMAT, "model.vocab: found malformed UTF-8 at id %d", id);
         const char *other = vocab_text(&t->vocab, id, &other_len);
         if (other)
-            return err_set(err, ERR_FORMAT, "model.vocab: found id %d for \"%.60s\" and \"%.60s\","
-                           " expected it once", id, other, text);
+            return err_set(err, ERR_FORMAT,
+                           "model.vocab: found id %d twice, at \"%.*s\" and \"%.60s\"", id,
+                           other_len > 60 ? 60 : (int)other_len, other, text);
         if (vocab_find(&t->vocab, text, len) >= 0)
             return err_set(err, ERR_FORMAT, "model.vocab: found \"%.60s\" twice", text);
         if (!vocab_add(&t->vocab, text, len, id)) return err_memory(err, "model.vocab");
@@ -61,8 +62,8 @@ static bool read_sides(const struct json *value, int row, struct sides *sides, s
     if (line) {
         const char *space = strchr(line, ' ');
         if (!space || strchr(space + 1, ' '))
-            return err_set(err, ERR_FORMAT, "model.merges[%d]: found \"%.60s\", expected two tokens",
-                           row, line);
+            return err_set(err, ERR_FORMAT,
+                           "model.merges[%d]: found \"%.60s\", expected two tokens", row, line);
         *sides = (struct sides){line, space + 1, (size_t)(space - line), strlen(space + 1)};
         return true;
     }
@@ -79,9 +80,10 @@ static bool read_sides(const struct json *value, int row, struct sides *sides, s
 static bool find_side(const struct tokenizer *t, const char *text, size_t len, int row, int32_t *id,
                       struct err *err) {
     *id = vocab_find(&t->vocab, text, len);
-    return *id >= 0 ||
-           err_set(err, ERR_FORMAT, "model.merges[%d]: found \"%.*s\", expected a token of the "
-                   "vocabulary", row, len > 60 ? 60 : (int)len, text);
+    return *id >= 0 || err_set(err, ERR_FORMAT,
+                               "model.merges[%d]: found \"%.*s\", expected a token of the "
+                               "vocabulary",
+                               row, len > 60 ? 60 : (int)len, text);
 }
 
 static bool add_merge(struct tokenizer *t, const struct sides *sides, int row, struct str *joined,
@@ -109,11 +111,12 @@ static bool load_merges(struct tokenizer *t, const struct json *model, struct er
     int row = 0;
     bool ok = true;
     for (const struct json *v = json_first(merges); ok && v; v = json_next(v), row++) {
-        struct sides sides;
+        struct sides sides = {0};
         const char *line = json_text(v);
         if (line && !strncmp(line, "#version", 8)) continue;
-        ok = row < MERGES_MOST ? read_sides(v, row, &sides, err) && add_merge(t, &sides, row, &joined, err)
-                               : err_set(err, ERR_UNSUPPORTED, "model.merges: found more than %d", row);
+        ok = row < MERGES_MOST
+                 ? read_sides(v, row, &sides, err) && add_merge(t, &sides, row, &joined, err)
+                 : err_set(err, ERR_UNSUPPORTED, "model.merges: found more than %d", row);
     }
     str_free(&joined);
     return ok;
@@ -132,8 +135,10 @@ static bool load_unk(struct tokenizer *t, const struct json *model, struct err *
     if (!json_get_text(model, "unk_token", NULL, &text, err)) return err_context(err, "model");
     if (!text) return true;
     t->unk = vocab_find(&t->vocab, text, strlen(text));
-    return t->unk >= 0 || err_set(err, ERR_FORMAT, "model.unk_token: found \"%.60s\", expected a "
-                                  "token of the vocabulary", text);
+    return t->unk >= 0 || err_set(err, ERR_FORMAT,
+                                  "model.unk_token: found \"%.60s\", expected a "
+                                  "token of the vocabulary",
+                                  text);
 }
 
 void tokenizer_find_bytes(struct tokenizer *t) {
@@ -156,7 +161,8 @@ static bool load_model(struct tokenizer *t, const struct json *model, struct err
     if (strcmp(type, "BPE")) return tokenizer_unknown(err, "model.type", type, known, 1);
     if (!json_get_real(model, "dropout", 0, &dropout, err)) return err_context(err, "model");
     if (dropout != 0)
-        return err_set(err, ERR_UNSUPPORTED, "model.dropout: found %g, expected none or 0", dropout);
+        return err_set(err, ERR_UNSUPPORTED, "model.dropout: found %g, expected none or 0",
+                       dropout);
     if (!json_get_bool(model, "fuse_unk", false, &t->fuse_unk, err) ||
         !json_get_bool(model, "byte_fallback", false, &t->byte_fallback, err) ||
         !json_get_bool(model, "ignore_merges", false, &t->ignore_merges, err))
@@ -168,19 +174,25 @@ static bool load_model(struct tokenizer *t, const struct json *model, struct err
 
 /* ---- added tokens */
 
-/* The id of an added token: that of the vocabulary where its text is there; else the next free id
- * behind everything, whatever the file says, because that is what the reference assigns. */
-static bool assign_id(struct tokenizer *t, const char *text, size_t len, int32_t claimed,
-                      int32_t *id, struct err *err) {
-    size_t other_len;
-    *id = vocab_find(&t->vocab, text, len);
-    if (*id >= 0) return true;
-    *id = claimed;
+/* The id of an added token: that of the vocabulary where its text is there, else the next one
+ * behind the vocabulary and the added tokens so far (*next), which is what the reference assigns
+ * whatever the file claims. A claim to somebody else's id is refused. */
+static bool assign_id(struct tokenizer *t, const char *text, int32_t claimed, int32_t *next,
+                      struct err *err) {
+    size_t len = strlen(text), other_len;
+    int32_t id = vocab_find(&t->vocab, text, len);
     const char *other = vocab_text(&t->vocab, claimed, &other_len);
-    if (other)
-        return err_set(err, ERR_FORMAT, "added_tokens: found id %d for \"%.60s\", which belongs to "
-                       "\"%.60s\"", claimed, text, other);
-    return vocab_add(&t->vocab, text, len, claimed) || err_memory(err, "added_tokens");
+    if (id < 0 && !other) other = vocab_text(&t->vocab, *next, &other_len);
+    if (id < 0 && other)
+        return err_set(err, ERR_FORMAT,
+                       "added_tokens: found id %d for \"%.60s\", which belongs to \"%.*s\"",
+                       claimed, text, other_len > 60 ? 60 : (int)other_len, other);
+    if (id < 0 && *next > TOKEN_ID_MAX)
+        return err_set(err, ERR_FORMAT, "added_tokens: found more than %d tokens", TOKEN_ID_MAX);
+    if (id < 0 && !vocab_add(&t->vocab, text, len, id = *next))
+        return err_memory(err, "added_tokens");
+    if (id >= *next) *next = id + 1;
+    return true;
 }
 
 static bool read_added(const struct json *value, struct added_token *token, const char **text,
@@ -222,11 +234,12 @@ static bool load_added(struct tokenizer *t, const struct json *doc, struct err *
     if (list && json_kind(list) != JSON_ARRAY)
         return err_set(err, ERR_FORMAT, "added_tokens: found %s, expected an array",
                        json_kind_name(list));
-    struct added_token token;
-    const char *text;
+    struct added_token token = {0};
+    const char *text = "";
+    int32_t next = t->vocab.entries;
     for (const struct json *v = list ? json_first(list) : NULL; v; v = json_next(v))
         if (!read_added(v, &token, &text, err) ||
-            (*text && !assign_id(t, text, strlen(text), token.id, &token.id, err)))
+            (*text && !assign_id(t, text, token.id, &next, err)))
             return false;
     for (int special = 1; special >= 0; special--)
         for (const struct json *v = list ? json_first(list) : NULL; v; v = json_next(v)) {
@@ -276,10 +289,15 @@ static bool read_template(struct tokenizer *t, const struct json *value, struct 
     for (const struct json *v = json_first(single); ok && v; v = json_next(v)) {
         const struct json *special = json_member(v, "SpecialToken");
         const char *name = json_text(json_member(special, "id"));
-        if (json_member(v, "Sequence")) sequences++;
-        else if (name) ok = template_ids(value, name, &part[sequences > 0], err);
-        else ok = err_set(err, ERR_FORMAT, "post_processor.single: found %s, expected SpecialToken "
-                          "or Sequence", json_kind_name(v));
+        if (json_member(v, "Sequence"))
+            sequences++;
+        else if (name)
+            ok = template_ids(value, name, &part[sequences > 0], err);
+        else
+            ok = err_set(err, ERR_FORMAT,
+                         "post_processor.single: found %s, expected SpecialToken "
+                         "or Sequence",
+                         json_kind_name(v));
     }
     if (ok && sequences != 1)
         ok = err_set(err, ERR_UNSUPPORTED, "post_processor.single: found %d sequences, expected 1",
@@ -297,7 +315,8 @@ static bool read_cls_sep(struct tokenizer *t, const struct json *value, struct e
     static const char *const keys[] = {"cls", "sep"};
     int32_t ids[2];
     for (int i = 0; i < 2; i++) {
-        const struct json *pair = json_member(value, keys[i]), *text = pair ? json_first(pair) : NULL;
+        const struct json *pair = json_member(value, keys[i]),
+                          *text = pair ? json_first(pair) : NULL;
         if (!read_id(text ? json_next(text) : NULL, "post_processor", keys[i], &ids[i], err))
             return false;
     }

@@ -1,9 +1,9 @@
 /* tokenizer_normalize.c - normalised text: Unicode forms, prepending, replacing, lower case
  *
- * Unicode forms come from utf8proc's data, one run of characters at a time: a run begins at an ASCII
- * character (none of which changes or joins what is before it) and ends before the next one. Marks
- * are sorted here, by a merge sort: utf8proc's own sort is quadratic in the length of a run of
- * marks, and a hostile text is one such run. */
+ * Unicode forms come from utf8proc's data, one run of characters at a time: a run begins at an
+ * ASCII character (none of which changes or joins what is before it) and ends before the next one.
+ * Marks are sorted here, by a merge sort: utf8proc's own sort is quadratic in the length of a run
+ * of marks, and a hostile text is one such run. */
 #include "engine/tokenizer_parts.h"
 
 #include <stdlib.h>
@@ -68,8 +68,8 @@ static bool form_run(const struct normalize_step *step, const char *text, const 
         enum { MOST = 18 }; /* the longest decomposition, U+FDFA's */
         if (!points_reserve(points, MOST)) return false;
         int32_t point = (int32_t)utf8_next(&text);
-        utf8proc_ssize_t n = utf8proc_decompose_char(point, points->list + points->count, MOST,
-                                                     options, &boundary);
+        utf8proc_ssize_t n =
+            utf8proc_decompose_char(point, points->list + points->count, MOST, options, &boundary);
         if (n < 0 || n > MOST) return false;
         points->count += (size_t)n;
     }
@@ -109,7 +109,8 @@ static bool replace_text(const struct normalize_step *step, struct match_state *
     const char *subject = pattern_prepare(match, text, len);
     if (!subject) return err_memory(err, "normalizer");
     int found;
-    while ((found = pattern_step(step->pattern, match, subject, len, &walk, &start, &end, err)) > 0) {
+    while ((found = pattern_step(step->pattern, match, subject, len, &walk, &start, &end, err)) >
+           0) {
         str_append(out, text + done, start - done);
         str_append(out, step->text, step->len);
         done = end;
@@ -126,8 +127,8 @@ static void lower_text(const char *text, size_t len, struct str *out) {
     }
 }
 
-static void strip_text(const struct normalize_step *step, const char *text, size_t len,
-                       bool *first, struct str *out) {
+static void strip_text(const struct normalize_step *step, const char *text, size_t len, bool *first,
+                       struct str *out) {
     const char *start = text, *end = text + len, *last = text; /* last: behind the last visible */
     bool seen = false;
     for (const char *at = text; at < end;) {
@@ -153,18 +154,26 @@ static void strip_marks(const char *text, size_t len, struct str *out) {
     }
 }
 
-static bool run_step(const struct normalize_step *step, struct match_state *match,
-                     const char *text, size_t len, bool *first, struct str *out, struct err *err) {
+static bool run_step(const struct normalize_step *step, struct match_state *match, const char *text,
+                     size_t len, bool *first, struct str *out, struct err *err) {
     switch (step->kind) {
-    case NORMALIZE_FORM: return form_text(step, text, len, out) || err_memory(err, "normalizer");
-    case NORMALIZE_REPLACE: return replace_text(step, match, text, len, out, err);
+    case NORMALIZE_FORM:
+        return form_text(step, text, len, out) || err_memory(err, "normalizer");
+    case NORMALIZE_REPLACE:
+        return replace_text(step, match, text, len, out, err);
     case NORMALIZE_PREPEND:
         if (len) str_append(out, step->text, step->len);
         str_append(out, text, len);
         return true;
-    case NORMALIZE_LOWER: lower_text(text, len, out); return true;
-    case NORMALIZE_STRIP: strip_text(step, text, len, first, out); return true;
-    case NORMALIZE_STRIP_MARKS: strip_marks(text, len, out); return true;
+    case NORMALIZE_LOWER:
+        lower_text(text, len, out);
+        return true;
+    case NORMALIZE_STRIP:
+        strip_text(step, text, len, first, out);
+        return true;
+    case NORMALIZE_STRIP_MARKS:
+        strip_marks(text, len, out);
+        return true;
     case NORMALIZE_BYTE_LEVEL:
         for (size_t i = 0; i < len; i++) utf8_put(out, byte_level_char((unsigned char)text[i]));
         return true;

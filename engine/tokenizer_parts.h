@@ -1,19 +1,18 @@
 /* tokenizer_parts.h - what the files of the tokenizer share; private to engine/tokenizer*.c
  *
  *   tokenizer.c             the face: open, encode, pieces
- *   tokenizer_load.c        tokenizer.json -> struct tokenizer (model, added tokens, post-processor)
- *   tokenizer_steps.c       the JSON of normalizers and pre-tokenizers -> lists of steps
- *   tokenizer_normalize.c   text -> normalised text
- *   tokenizer_split.c       text -> pieces (words)
- *   tokenizer_pattern.c     regular expressions: Oniguruma's dialect run on PCRE2
+ *   tokenizer_load.c        tokenizer.json -> struct tokenizer (model, added tokens,
+ * post-processor) tokenizer_steps.c       the JSON of normalizers and pre-tokenizers -> lists of
+ * steps tokenizer_normalize.c   text -> normalised text tokenizer_split.c       text -> pieces
+ * (words) tokenizer_pattern.c     regular expressions: Oniguruma's dialect run on PCRE2
  *   tokenizer_added.c       added tokens: a trie, and the search in the text
  *   tokenizer_bpe.c         one word -> ids by merges
  *   tokenizer_vocab.c       token text <-> id
  *   tokenizer_utf8.c        UTF-8, and the byte-level alphabet
  *
- * A text flows: repair UTF-8 -> cut at added tokens -> normalise each part -> cut at the added tokens
- * of normalised text -> pre-tokenize into words -> BPE per word -> post-process.
- * n = bytes of the text. Every stage is O(n log n) or better (patterns: as good as the pattern). */
+ * A text flows: repair UTF-8 -> cut at added tokens -> normalise each part -> cut at the added
+ * tokens of normalised text -> pre-tokenize into words -> BPE per word -> post-process. n = bytes
+ * of the text. Every stage is O(n log n) or better (patterns: as good as the pattern). */
 #ifndef ENGINE_TOKENIZER_PARTS_H
 #define ENGINE_TOKENIZER_PARTS_H
 
@@ -69,7 +68,8 @@ void pattern_free(struct pattern *pattern);
 /* PCRE2's form of the expression; exposed for tests. Appends to out. */
 bool pattern_translate(const char *expression, size_t len, struct str *out, const char *name,
                        struct err *err);
-/* Finds the first match in text[from..len) (well-formed UTF-8): 1 found, 0 none, -1 with err set. */
+/* Finds the first match in text[from..len) (well-formed UTF-8): 1 found, 0 none, -1 with err set.
+ */
 int pattern_find(const struct pattern *pattern, struct match_state *state, const char *text,
                  size_t len, size_t from, size_t *start, size_t *end, struct err *err);
 /* text itself, or a copy in state->shadow of the same length in which characters that are younger
@@ -141,6 +141,7 @@ struct bpe_state {
     struct symbol *symbols;
     struct candidate *heap;
     size_t symbol_cap, heap_cap, heap_count;
+    size_t pops;     /* candidates taken from the heap so far: the measure of the work */
     struct str text; /* a character with its prefix or suffix */
 };
 void bpe_state_free(struct bpe_state *state);
@@ -272,12 +273,12 @@ struct tokenizer {
     struct id_list before, after; /* what the post-processor puts around the ids */
     int32_t unk;                  /* -1: none */
     bool fuse_unk, byte_fallback, ignore_merges;
-    int32_t byte_ids[256];      /* ids of <0x00>..<0xFF>; -1 = absent */
-    const char *prefix;         /* of every character of a word but the first; "" = none */
-    const char *suffix;         /* of the last character of a word */
-    struct str piece_bytes;     /* decoded pieces */
-    struct token *pieces;       /* owned, [vocab.count] */
-    bool spaces_as_low_line;    /* pieces spell a space as U+2581 */
+    int32_t byte_ids[256];   /* ids of <0x00>..<0xFF>; -1 = absent */
+    const char *prefix;      /* of every character of a word but the first; "" = none */
+    const char *suffix;      /* of the last character of a word */
+    struct str piece_bytes;  /* decoded pieces */
+    struct token *pieces;    /* owned, [vocab.count] */
+    bool spaces_as_low_line; /* pieces spell a space as U+2581 */
 };
 
 /* An empty tokenizer; tokenizer_free releases it. */

@@ -30,13 +30,14 @@ struct pattern *pattern_compile(const char *expression, size_t len, bool literal
         err_set(err, ERR_FORMAT, "%s: found malformed UTF-8, expected a pattern", name);
         goto failed;
     }
-    if (literal) str_append(&text, expression, len);
-    else if (!pattern_translate(expression, len, &text, name, err)) goto failed;
+    if (literal)
+        str_append(&text, expression, len);
+    else if (!pattern_translate(expression, len, &text, name, err))
+        goto failed;
     int code;
     PCRE2_SIZE at;
-    uint32_t options = PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | (literal ? PCRE2_LITERAL : 0);
-    pattern->code =
-        pcre2_compile((PCRE2_SPTR)str_text(&text), text.len, options, &code, &at, NULL);
+    uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_NEVER_BACKSLASH_C);
+    pattern->code = pcre2_compile((PCRE2_SPTR)str_text(&text), text.len, options, &code, &at, NULL);
     if (!pattern->code) {
         char why[160] = "";
         pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
@@ -121,10 +122,10 @@ int pattern_step(const struct pattern *pattern, struct match_state *state, const
 
 /* ---- characters younger than PCRE2's Unicode tables */
 
-/* Unicode 15, 15.1 and 16 against 14 (DerivedGeneralCategory): ranges, and a character of Unicode 14
- * with the same general category and the same length in UTF-8 (and the same script, if that is Han).
- * Without it, one random code point in a hundred is cut differently from the reference. With a PCRE2
- * that knows these characters the replacement changes nothing. */
+/* Unicode 15, 15.1 and 16 against 14 (DerivedGeneralCategory): ranges, and a character of Unicode
+ * 14 with the same general category and the same length in UTF-8 (and the same script, if that is
+ * Han). Without it, one random code point in a hundred is cut differently from the reference. With
+ * a PCRE2 that knows these characters the replacement changes nothing. */
 static const uint32_t newer[][3] = {
     /* clang-format off */
     {0x897, 0x897, 0x1AB0}, {0xCF3, 0xCF3, 0x1B04}, {0xECE, 0xECE, 0x1AB0},
@@ -177,8 +178,10 @@ static uint32_t older_twin(uint32_t point) {
     size_t low = 0, high = sizeof newer / sizeof *newer;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (point > newer[middle][1]) low = middle + 1;
-        else high = middle;
+        if (point > newer[middle][1])
+            low = middle + 1;
+        else
+            high = middle;
     }
     bool inside = low < sizeof newer / sizeof *newer && point >= newer[low][0];
     return inside ? newer[low][2] : point;

@@ -45,13 +45,20 @@ static bool cut_part(struct cutter *cut, size_t start, size_t end, bool matched)
     bool was = cut->matched, joins = false;
     if (cut->step->invert) matched = !matched;
     switch (cut->step->behavior) {
-    case SPLIT_ISOLATED: break;
+    case SPLIT_ISOLATED:
+        break;
     case SPLIT_REMOVED:
         if (matched) return flush(cut);
         break;
-    case SPLIT_CONTIGUOUS: joins = matched == was; break;
-    case SPLIT_MERGED_WITH_PREVIOUS: joins = matched && !was; break;
-    case SPLIT_MERGED_WITH_NEXT: joins = was && !matched; break;
+    case SPLIT_CONTIGUOUS:
+        joins = matched == was;
+        break;
+    case SPLIT_MERGED_WITH_PREVIOUS:
+        joins = matched && !was;
+        break;
+    case SPLIT_MERGED_WITH_NEXT:
+        joins = was && !matched;
+        break;
     }
     cut->matched = matched;
     if (joins && cut->pending) {
@@ -63,9 +70,8 @@ static bool cut_part(struct cutter *cut, size_t start, size_t end, bool matched)
     return true;
 }
 
-static bool cut_piece(const struct split_step *step, struct match_state *match,
-                      struct piece piece, const char *subject, struct pieces *out,
-                      struct err *err) {
+static bool cut_piece(const struct split_step *step, struct match_state *match, struct piece piece,
+                      const char *subject, struct pieces *out, struct err *err) {
     struct pattern_walk walk = {0, SIZE_MAX};
     struct cutter cut = {.step = step, .out = out, .base = piece.start};
     size_t done = 0, start, end;
@@ -110,9 +116,12 @@ static void rewrite_piece(const struct split_step *step, const char *text, size_
         return;
     }
     for (size_t i = 0; i < len; i++) {
-        if (step->kind == SPLIT_BYTE_LEVEL) utf8_put(out, byte_level_char((unsigned char)text[i]));
-        else if (text[i] == ' ') str_append(out, step->text, step->len);
-        else str_append(out, text + i, 1);
+        if (step->kind == SPLIT_BYTE_LEVEL)
+            utf8_put(out, byte_level_char((unsigned char)text[i]));
+        else if (text[i] == ' ')
+            str_append(out, step->text, step->len);
+        else
+            str_append(out, text + i, 1);
     }
 }
 
