@@ -212,7 +212,8 @@ static bool count_variants(const struct product *p, int *count, struct err *err)
     return true;
 }
 
-static void print_label(struct variant *v, const struct words *words, const struct product *p) {
+/* v->gate <- the gate as asked; v->label <- that and what else tells the variants apart. */
+static void print_words(struct variant *v, const struct words *words, const struct product *p) {
     int n = snprintf(v->label, sizeof v->label, "%.200s", words->gate);
     const char *const parts[] = {words->score, words->groups ? "groups=" : NULL, words->groups,
                                  words->norm ? "norm=" : NULL, words->norm};
@@ -223,6 +224,7 @@ static void print_label(struct variant *v, const struct words *words, const stru
                       parts[i]);
         joined = parts[i][strlen(parts[i]) - 1] == '=';
     }
+    memcpy(v->gate, v->label, sizeof v->gate);
     if (words->rule && n < (int)sizeof v->label)
         n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %s", words->rule->name);
     if (!isnan(v->rate) && n < (int)sizeof v->label)
@@ -244,19 +246,17 @@ static bool check_ranks(const struct variant *v, const struct source *source, st
     return true;
 }
 
-/* Gate, rule and start as one text for all layers; where they differ, as asked. */
+/* Gate, rule and start as one text for all layers; where the gates differ they stay as asked. */
 static void summarise_layers(struct variant *v, const struct variant_layer *at, int layers) {
-    char first[GATE_TEXT_BYTES];
-    gate_print(&at[0].gate, first);
-    snprintf(v->gate, sizeof v->gate, "%s", first);
+    bool one_gate = true;
     v->rule = at[0].rule->name;
     v->start = at[0].start;
     for (int l = 1; l < layers; l++) {
-        if (!gate_equal(&at[0].gate, &at[l].gate))
-            snprintf(v->gate, sizeof v->gate, "%s", v->label);
+        one_gate = one_gate && gate_equal(&at[0].gate, &at[l].gate);
         if (at[l].rule != at[0].rule) v->rule = "mixed";
         if (at[l].start != START_DEFAULT) v->start = at[l].start;
     }
+    if (one_gate) gate_print(&at[0].gate, v->gate);
 }
 
 static bool make_variant(const struct product *p, const int *at, struct variant *v,
@@ -269,7 +269,7 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
         lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
     v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
     v->same_why = "";
-    print_label(v, &words, p);
+    print_words(v, &words, p);
     if (!check_ranks(v, p->source, err)) return false;
     for (int l = 0; l < p->source->layers; l++)
         if (!resolve(&words, &p->source->layer[l], &layer[l], err))

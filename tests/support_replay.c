@@ -1,0 +1,85 @@
+/* support_replay.c - runs a replay over arrays and keeps its rows */
+#include "tests/support_replay.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/test.h"
+
+static void digest(uint64_t *hash, const void *bytes, size_t len) {
+    const unsigned char *b = bytes;
+    for (size_t i = 0; i < len; i++) *hash = (*hash ^ b[i]) * UINT64_C(0x100000001b3);
+}
+
+static void *copy(const void *from, size_t len) {
+    void *to = malloc(len + 1);
+    assert_non_null(to);
+    memcpy(to, from, len);
+    return to;
+}
+
+static bool keep(void *context, const struct replay_row *row, struct err *err) {
+    struct kept *kept = context;
+    (void)err;
+    if (kept->count == kept->cap) {
+        kept->cap = kept->cap * 2 + 16;
+        kept->row = realloc(kept->row, (size_t)kept->cap * sizeof *kept->row);
+        assert_non_null(kept->row);
+    }
+    struct kept_row *to = &kept->row[kept->count++];
+    size_t e = (size_t)row->experts, n = (size_t)row->batches->closed;
+    *to = (struct kept_row){.m = row->measures, .batches = (int64_t)n, .parted = row->parted};
+    memcpy(to->tokens, row->tokens, e * sizeof *row->tokens);
+    memcpy(to->weight, row->weight, e * sizeof *row->weight);
+    to->has_bias = row->bias != NULL;
+    if (row->bias) memcpy(to->bias, row->bias, e * sizeof *row->bias);
+    to->maxvio = copy(row->batches->maxvio, n * sizeof(double));
+    to->efficiency = copy(row->batches->efficiency, n * sizeof(double));
+    to->batch_tokens = copy(row->batches->tokens, n * sizeof(int64_t));
+    to->digest = UINT64_C(0xcbf29ce484222325);
+    digest(&to->digest, &to->m, sizeof to->m);
+    digest(&to->digest, to->tokens, sizeof to->tokens);
+    digest(&to->digest, to->weight, sizeof to->weight);
+    digest(&to->digest, to->bias, sizeof to->bias);
+    digest(&to->digest, to->maxvio, n * sizeof(double));
+    digest(&to->digest, to->efficiency, n * sizeof(double));
+    digest(&to->digest, row->rank_mean, (size_t)row->topk * sizeof(double));
+    digest(&to->digest, row->rank_sd, (size_t)row->topk * sizeof(double));
+    return true;
+}
+
+void kept_run(struct kept *kept, const struct variant_lists *lists, const struct source *source,
+              const struct replay_options *options) {
+    struct err err;
+    *kept = (struct kept){0};
+    struct replay_sink sink = {keep, kept};
+    test_ok(variant_set_build(&kept->set, lists, source, &err), &err);
+    test_ok(replay_run(&kept->set, source, options, &sink, NULL, &err), &err);
+    assert_int_equal(kept->count, kept->set.count * source->layers);
+}
+
+void kept_free(struct kept *kept) {
+    for (int i = 0; i < kept->count; i++) {
+        free(kept->row[i].maxvio);
+        free(kept->row[i].efficiency);
+        free(kept->row[i].batch_tokens);
+    }
+    free(kept->row);
+    variant_set_free(&kept->set);
+}
+
+float *random_logits(struct rng *rng, int64_t tokens, int experts, double spread) {
+    float *logits = malloc((size_t)tokens * (size_t)experts * sizeof *logits);
+    double *popular = malloc((size_t)experts * sizeof *popular);
+    assert_true(logits && popular);
+    for (int e = 0; e < experts; e++) popular[e] = rng_normal(rng);
+    for (int64_t t = 0; t < tokens; t++) {
+        for (int e = 0; e < experts; e++) {
+            if (t % 512 == 511) popular[e] += 0.2 * rng_normal(rng);
+            logits[t * experts + e] = (float)(spread * (0.6 * popular[e] + 0.8 * rng_normal(rng)));
+        }
+    }
+    free(popular);
+    return logits;
+}

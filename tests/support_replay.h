@@ -1,0 +1,38 @@
+/* support_replay.h - runs a replay over arrays and keeps its rows */
+#ifndef TESTS_SUPPORT_REPLAY_H
+#define TESTS_SUPPORT_REPLAY_H
+
+#include <stdint.h>
+
+#include "base/rng.h"
+#include "sim/replay.h"
+
+enum { KEPT_EXPERTS = 512 };
+
+/* A copy of a replay_row. */
+struct kept_row {
+    struct result_layer m;
+    int64_t tokens[KEPT_EXPERTS];
+    double weight[KEPT_EXPERTS], bias[KEPT_EXPERTS];
+    bool has_bias;
+    int64_t batches, parted;
+    double *maxvio, *efficiency; /* [batches] */
+    int64_t *batch_tokens;
+    uint64_t digest; /* of every number of the row */
+};
+
+struct kept {
+    struct kept_row *row; /* in the order they came: layer by layer, variant by variant */
+    int count, cap;
+    struct variant_set set;
+};
+
+/* Builds the variants and runs them; fails the test when that fails. Free with kept_free. */
+void kept_run(struct kept *kept, const struct variant_lists *lists, const struct source *source,
+              const struct replay_options *options);
+void kept_free(struct kept *kept);
+
+/* Logits [T,E] of unequal experts that drift over the text, as routers' are: sd about `spread`. */
+float *random_logits(struct rng *rng, int64_t tokens, int experts, double spread);
+
+#endif
