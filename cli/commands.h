@@ -10,6 +10,7 @@
  */
 #define COMMANDS(X)                                                                                \
     X(import)                                                                                      \
+    X(replay)                                                                                      \
     X(show)                                                                                        \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \

@@ -136,7 +136,8 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
         float **scores = &s->scores[unit->gate.score];
-        if (!unit->top || *scores) continue;
+        bool needed = unit->top || unit_takes_scores(unit);
+        if (!needed || *scores || unit->gate.score == SCORE_IDENTITY) continue;
         *scores = arena_alloc(arena, n, experts * sizeof **scores);
         if (!*scores) return err_memory(err, "scores");
     }
@@ -191,22 +192,28 @@ static bool refuse_logit(const struct stream *s, int64_t position, int64_t bad, 
         (long long)(bad % experts), (double)value);
 }
 
+/* Scores of a unit's function for the chunk: the identity's are the logits. */
+static const float *scores_for(const struct stream *s, const struct unit *unit,
+                               const float *logits) {
+    return unit->gate.score == SCORE_IDENTITY ? logits : s->scores[unit->gate.score];
+}
+
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
                       struct err *err) {
     struct layer_run *run = s->run;
     struct unit_context context = {.n = n, .native = s->native, .mask = s->mask};
-    for (int u = 0; u < run->units; u++) {
-        int64_t bad = unit_route(run->unit[u], logits, n, s->scratch);
-        if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
-    }
+    int64_t bad = route_first_not_finite(logits, n * s->layer->experts);
+    if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
     for (int score = 0; score < SCORES; score++)
         if (s->scores[score])
             route_scores((enum gate_score)score, s->layer->experts, n, logits, s->scores[score]);
+    for (int u = 0; u < run->units; u++)
+        unit_route(run->unit[u], logits, scores_for(s, run->unit[u], logits), n, s->scratch);
     for (int64_t t = 0; t < n && s->document; t++)
         s->document[t] = document_of(s->job->source, token_at(s, position + t));
     context.document = s->document;
     for (int u = 0; u < run->units; u++) {
-        context.scores = s->scores[run->unit[u]->gate.score];
+        context.scores = scores_for(s, run->unit[u], logits);
         unit_accumulate(run->unit[u], &context);
     }
     return true;

@@ -61,14 +61,14 @@ bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *
 
 /* ---- routing */
 
-static int64_t route(struct unit *unit, const float *logits, int64_t from, int64_t n,
-                     void *scratch) {
+static void route(struct unit *unit, const float *logits, const float *scores, int64_t from,
+                  int64_t n, void *scratch) {
     int k = unit->gate.topk;
+    int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
-    int64_t bad = route_tokens(&unit->gate, unit->experts, n, logits + from * unit->experts,
-                               unit->rounded, &out, scratch);
-    return bad < 0 ? -1 : bad + from * unit->experts;
+    route_scored(&unit->gate, unit->experts, n, logits + at, scores ? scores + at : NULL,
+                 unit->rounded, &out, scratch);
 }
 
 static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
@@ -80,14 +80,19 @@ static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
     }
 }
 
-int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scratch) {
+bool unit_takes_scores(const struct unit *unit) {
+    return unit->gate.fn == GATE_TABLE && unit->gate.order == ORDER_SCORE_TOPK;
+}
+
+void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
+                void *scratch) {
     int k = unit->gate.topk;
     struct batches *drive = unit->rule ? unit->batches[0] : NULL;
+    if (!unit_takes_scores(unit)) scores = NULL;
     for (int64_t from = 0; from < n;) {
         int64_t room = drive ? batches_room(drive) : n;
         int64_t take = room < n - from ? room : n - from;
-        int64_t bad = route(unit, logits, from, take, scratch);
-        if (bad >= 0) return bad;
+        route(unit, logits, scores, from, take, scratch);
         if (drive && batches_add(drive, unit->expert + from * k, k, take)) {
             unit->rule->update(unit->experts, drive->counts, unit->rate, unit->bias);
             bias_round(unit->experts, unit->bias, unit->rounded);
@@ -97,7 +102,6 @@ int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scra
     }
     for (int s = drive ? 1 : 0; s < unit->batch_sets; s++)
         feed(unit->batches[s], unit->expert, k, n);
-    return -1;
 }
 
 /* ---- sums */

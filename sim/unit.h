@@ -65,9 +65,13 @@ struct unit_setup {
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
                struct err *err);
 
-/* Routes n tokens, feeding the balance batches and moving the bias after each full one. Returns the
- * index t*E+e of the first logit that is not finite, or -1. */
-int64_t unit_route(struct unit *unit, const float *logits, int64_t n, void *scratch);
+/* Does it route on scores of all experts (which units can then share)? */
+bool unit_takes_scores(const struct unit *unit);
+
+/* Routes n tokens of finite logits[n,E], feeding the balance batches and moving the bias after each
+ * full one. scores[n,E]: of the unit's score function, when unit_takes_scores; else not read. */
+void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
+                void *scratch);
 
 /* What a chunk needs besides its choices. */
 struct unit_context {

@@ -14,6 +14,7 @@
 /* X(name): queries/name.sql */
 #define TRACE_QUERIES(X)                                                                           \
     X(replay_experiment)                                                                           \
+    X(replay_means)                                                                                \
     X(replay_summary)                                                                              \
     X(expert_load)                                                                                 \
     X(replay_batch)                                                                                \

@@ -1,0 +1,241 @@
+/* cmd_replay.c - `steelyard replay`: recorded router scores under other gates and bias rules */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/table.h"
+#include "base/threads.h"
+#include "cli/commands.h"
+#include "cli/progress.h"
+#include "sim/outcome.h"
+#include "sim/replay.h"
+#include "sim/source.h"
+#include "sim/variant.h"
+#include "traces/query.h"
+#include "traces/result.h"
+#include "traces/trace.h"
+
+enum {
+    LISTS = 7
+}; /* comma lists: score, groups, norm, bias-rule, bias-rate, batch-tokens, ranks */
+
+struct replay_command {
+    struct text_list gates, list[LISTS];
+    char *storage[LISTS]; /* owned, of the split lists */
+    const char *bias_start, *order, *out;
+    int64_t seed, threads;
+    bool force;
+    struct output_choice choice;
+    double *rates;          /* owned [list[4].count] */
+    int64_t *batch, *ranks; /* owned */
+    struct variant_lists lists;
+};
+
+/* ---- the lists */
+
+static bool read_ints(const struct text_list *list, const char *name, int64_t max, int64_t **out,
+                      struct err *err) {
+    *out = calloc((size_t)list->count + 1, sizeof **out);
+    if (!*out) return err_memory(err, "options");
+    for (int i = 0; i < list->count; i++)
+        if (!parse_int(list->items[i], name, 1, max, &(*out)[i], err)) return false;
+    return true;
+}
+
+static bool read_rates(struct replay_command *c, struct err *err) {
+    const struct text_list *list = &c->list[4];
+    c->rates = calloc((size_t)list->count + 1, sizeof *c->rates);
+    if (!c->rates) return err_memory(err, "options");
+    for (int i = 0; i < list->count; i++)
+        if (!parse_real(list->items[i], "--bias-rate", 0, 1e6, &c->rates[i], err)) return false;
+    return true;
+}
+
+static bool read_words(struct replay_command *c, struct err *err) {
+    bool zero = c->bias_start && strcmp(c->bias_start, "zero") == 0;
+    bool captured = c->bias_start && strcmp(c->bias_start, "captured") == 0;
+    if (c->bias_start && !zero && !captured)
+        return err_set(err, ERR_USAGE, "--bias-start: found \"%.40s\", expected zero or captured",
+                       c->bias_start);
+    if (strcmp(c->order, "captured") != 0 && strcmp(c->order, "shuffled") != 0)
+        return err_set(err, ERR_USAGE, "--order: found \"%.40s\", expected captured or shuffled",
+                       c->order);
+    c->lists.start = zero ? START_ZERO : captured ? START_CAPTURED : START_DEFAULT;
+    return true;
+}
+
+static struct texts texts_of(const struct text_list *list) {
+    return (struct texts){list->items, list->count};
+}
+
+static bool read_lists(struct replay_command *c, struct err *err) {
+    for (int i = 0; i < LISTS; i++)
+        if (!text_list_split(&c->list[i], &c->storage[i], err)) return false;
+    if (!read_words(c, err) || !read_rates(c, err) ||
+        !read_ints(&c->list[5], "--batch-tokens", INT64_C(1) << 40, &c->batch, err) ||
+        !read_ints(&c->list[6], "--ranks", GATE_MAX_EXPERTS, &c->ranks, err))
+        return false;
+    c->lists.gates = texts_of(&c->gates);
+    c->lists.scores = texts_of(&c->list[0]);
+    c->lists.groups = texts_of(&c->list[1]);
+    c->lists.norms = texts_of(&c->list[2]);
+    c->lists.bias_rules = texts_of(&c->list[3]);
+    c->lists.rates = c->rates;
+    c->lists.rate_count = c->list[4].count;
+    c->lists.batch_tokens = c->batch;
+    c->lists.batch_count = c->list[5].count;
+    c->lists.ranks = c->ranks;
+    c->lists.ranks_count = c->list[6].count;
+    return true;
+}
+
+static void put_list(struct str *out, const char *name, const struct text_list *list) {
+    for (int i = 0; i < list->count; i++) str_printf(out, "%s%s", i ? "," : name, list->items[i]);
+}
+
+/* What was asked and decides the numbers, in one order. */
+static void describe_options(const struct replay_command *c, struct str *out) {
+    static const char *const names[LISTS] = {" --score ",     " --groups ",    " --norm ",
+                                             " --bias-rule ", " --bias-rate ", " --batch-tokens ",
+                                             " --ranks "};
+    str_puts(out, "replay");
+    for (int i = 0; i < c->gates.count; i++) str_printf(out, " --gate %s", c->gates.items[i]);
+    for (int i = 0; i < LISTS; i++) put_list(out, names[i], &c->list[i]);
+    if (c->bias_start) str_printf(out, " --bias-start %s", c->bias_start);
+    if (strcmp(c->order, "shuffled") == 0)
+        str_printf(out, " --order shuffled --seed %lld", (long long)c->seed);
+}
+
+/* ---- the run */
+
+static void print_notes(const char *notes) {
+    while (*notes) {
+        size_t length = strcspn(notes, "\n");
+        fprintf(stderr, "note: %.*s\n", (int)length, notes);
+        notes += length + (notes[length] == '\n');
+    }
+}
+
+static bool run_all(struct replay_command *c, const struct source *source, struct variant_set *set,
+                    struct outcome *outcome, struct err *err) {
+    struct progress_line line;
+    struct replay_options options = {.threads = (int)c->threads};
+    int64_t *order = NULL;
+    if (strcmp(c->order, "shuffled") == 0) {
+        order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
+        if (!order) return false;
+        options.order = order;
+    }
+    int threads = c->threads > 0 ? (int)c->threads : cpu_count();
+    options.documents = outcome_keeps_documents(set, source, threads);
+    if (!options.documents)
+        str_puts(&outcome->notes, "loads per document are not kept: too many documents and "
+                                  "variants (use fewer variants at a time)\n");
+    struct replay_sink sink = outcome_sink(outcome);
+    progress_begin(&line, "replay");
+    bool ok = replay_run(set, source, &options, &sink, &line.progress, err);
+    progress_end(&line);
+    free(order);
+    return ok;
+}
+
+/* Builds the variants, replays them and commits; the notes end on stderr. */
+static bool replay_into(struct replay_command *c, const struct trace *trace,
+                        const struct source *source, struct err *err) {
+    struct variant_set set = {0};
+    struct outcome outcome = {0};
+    struct str asked = {0};
+    describe_options(c, &asked);
+    bool ok = variant_set_build(&set, &c->lists, source, err);
+    struct result_experiment experiment = {.options = str_text(&asked),
+                                           .order = c->order,
+                                           .seed = (uint64_t)c->seed,
+                                           .tokens = source->tokens,
+                                           .warnings = str_text(&set.notes)};
+    struct result *result = ok ? result_create(trace, c->out, c->force, &experiment, err) : NULL;
+    ok = result && outcome_begin(&outcome, result, &set, source->documents, err) &&
+         run_all(c, source, &set, &outcome, err);
+    if (ok) ok = outcome_commit(&outcome, err);
+    if (ok) {
+        print_notes(str_text(&set.notes));
+        print_notes(str_text(&outcome.notes));
+    }
+    outcome_abandon(&outcome);
+    variant_set_free(&set);
+    str_free(&asked);
+    return ok;
+}
+
+static bool print_summary(const struct replay_command *c, const char *path, struct err *err) {
+    struct trace *trace = trace_open(path, err);
+    if (!trace) return false;
+    struct table *table = trace_query(trace, "replay_means", NULL, 0, err);
+    bool ok = table && output_table(table, c->choice, err);
+    table_free(table);
+    trace_free(trace);
+    return ok;
+}
+
+static bool replay_trace(struct replay_command *c, const char *path, struct err *err) {
+    struct source source = {0};
+    struct trace *trace = trace_open(path, err);
+    if (!trace) return false;
+    bool ok = source_open_trace(&source, trace, NULL, err) && replay_into(c, trace, &source, err);
+    source_free(&source);
+    trace_free(trace);
+    return ok && print_summary(c, c->out ? c->out : path, err);
+}
+
+static void release(struct replay_command *c) {
+    for (int i = 0; i < LISTS; i++) {
+        text_list_free(&c->list[i]);
+        free(c->storage[i]);
+    }
+    text_list_free(&c->gates);
+    free(c->rates);
+    free(c->batch);
+    free(c->ranks);
+}
+
+static bool run(const struct command *command, int argc, char **argv, struct err *err) {
+    struct replay_command c = {.order = "captured"};
+    struct text_list rest = {0};
+    const struct option options[] = {
+        {"gate", OPTION_TEXTS, &c.gates, "SPEC",
+         "gate or preset, \"native\" = as captured (default); \"native,softmax\" overrides", 0, 0},
+        {"score", OPTION_TEXTS, &c.list[0], "LIST", "override the score of each gate", 0, 0},
+        {"groups", OPTION_TEXTS, &c.list[1], "LIST", "override groups: none, N:KEEP:RULE", 0, 0},
+        {"norm", OPTION_TEXTS, &c.list[2], "LIST", "override norm: none, sum:EPS, ...", 0, 0},
+        {"bias-rule", OPTION_TEXTS, &c.list[3], "LIST",
+         "default: frozen for the captured score with its bias, else none", 0, 0},
+        {"bias-rate", OPTION_TEXTS, &c.list[4], "LIST", "of rules that update (0.001)", 0, 0},
+        {"bias-start", OPTION_TEXT, &c.bias_start, "zero|captured", "of rules that update (zero)",
+         0, 0},
+        {"batch-tokens", OPTION_TEXTS, &c.list[5], "LIST", "tokens of a balance batch (4096)", 0,
+         0},
+        {"order", OPTION_TEXT, &c.order, "captured|shuffled", "of the tokens (captured)", 0, 0},
+        {"seed", OPTION_INT, &c.seed, "N", "of the shuffle (0)", 0, 9e18},
+        {"ranks", OPTION_TEXTS, &c.list[6], "LIST",
+         "experts lie on R ranks in equal blocks (the largest divisor up to 8)", 0, 0},
+        {"out", OPTION_TEXT, &c.out, "RESULT.db", "write there, not into RUN.db", 0, 0},
+        {"threads", OPTION_INT, &c.threads, "N", "0 = one per CPU (0)", 0, 4096},
+        {"force", OPTION_FLAG, &c.force, NULL, "replace an existing RESULT.db", 0, 0},
+        OPTION_OUTPUT(c.choice),
+        {0}};
+    bool done = false;
+    bool ok = options_parse(command, options, argc, argv, &rest, &done, err);
+    if (ok && !done && rest.count != 1)
+        ok = err_set(err, ERR_USAGE, "found %d files, expected one RUN.db", rest.count);
+    if (ok && !done) ok = read_lists(&c, err) && replay_trace(&c, rest.items[0], err);
+    text_list_free(&rest);
+    release(&c);
+    return ok;
+}
+
+const struct command command_replay = {
+    .name = "replay",
+    .arguments = "RUN.db",
+    .summary = "run recorded router scores under other gates and bias rules",
+    .example = "steelyard replay RUN.db --score softmax,sigmoid --bias-rule none,sign "
+               "--bias-rate 0.001,0.01 --out RESULT.db",
+    .run = run};
