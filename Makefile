@@ -41,7 +41,7 @@ OBJECTS := $(SOURCES:%.c=$(O)/%.o) $(EMBED_C:$(B)/%.c=$(O)/%.o)
 CLI     := $(patsubst %.c,$(O)/%.o,$(wildcard cli/*.c))
 TESTS   := $(wildcard tests/test_*.c)
 TEST_O  := $(TESTS:%.c=$(O)/%.o) $(O)/tests/main.o $(patsubst %.c,$(O)/%.o,$(wildcard tests/support_*.c))
-BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c))
+BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c) tests/support_logits.c)
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 LIB     := $(O)/libsteelyard.a
 

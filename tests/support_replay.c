@@ -1,7 +1,6 @@
 /* support_replay.c - runs a replay over arrays and keeps its rows */
 #include "tests/support_replay.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,19 +66,4 @@ void kept_free(struct kept *kept) {
     }
     free(kept->row);
     variant_set_free(&kept->set);
-}
-
-float *random_logits(struct rng *rng, int64_t tokens, int experts, double spread) {
-    float *logits = malloc((size_t)tokens * (size_t)experts * sizeof *logits);
-    double *popular = malloc((size_t)experts * sizeof *popular);
-    assert_true(logits && popular);
-    for (int e = 0; e < experts; e++) popular[e] = rng_normal(rng);
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int e = 0; e < experts; e++) {
-            if (t % 512 == 511) popular[e] += 0.2 * rng_normal(rng);
-            logits[t * experts + e] = (float)(spread * (0.6 * popular[e] + 0.8 * rng_normal(rng)));
-        }
-    }
-    free(popular);
-    return logits;
 }

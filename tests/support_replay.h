@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-#include "base/rng.h"
 #include "sim/replay.h"
+#include "tests/support_logits.h"
 
 enum { KEPT_EXPERTS = 512 };
 
@@ -31,8 +31,5 @@ struct kept {
 void kept_run(struct kept *kept, const struct variant_lists *lists, const struct source *source,
               const struct replay_options *options);
 void kept_free(struct kept *kept);
-
-/* Logits [T,E] of unequal experts that drift over the text, as routers' are: sd about `spread`. */
-float *random_logits(struct rng *rng, int64_t tokens, int experts, double spread);
 
 #endif

@@ -2,6 +2,8 @@
 #ifndef TESTS_BENCH_SCENES_H
 #define TESTS_BENCH_SCENES_H
 
-#define BENCH_SCENES(X) X(kernels)
+#define BENCH_SCENES(X)                                                                            \
+    X(kernels)                                                                                     \
+    X(replay)
 
 #endif
