@@ -111,7 +111,9 @@ static void build_gqa(struct build *build, struct attention_spec *a) {
     }
     if (config_bool(c, f->o_bias_key, f->o_bias))
         a->o_bias = build_vector(build, names->o, ".bias", hidden);
-    if (f->qk_norm == QK_NORM_NONE || !config_bool(c, f->qk_norm_key, !f->qk_norm_key)) return;
+    if (f->qk_norm == QK_NORM_NONE ||
+        !config_bool(c, f->qk_norm_key, f->qk_norm_default || !f->qk_norm_key))
+        return;
     bool whole = f->qk_norm == QK_NORM_WHOLE;
     a->qk_norm = f->qk_norm;
     a->q_norm = norm(build, names->q_norm, whole ? q : dim);
@@ -218,26 +220,36 @@ static void build_attention(struct build *build, int layer, struct attention_spe
 
 /* ---- feed-forward */
 
+static bool dense_by_list(struct build *build, int layer) {
+    struct config *c = &build->config;
+    const char *kind = config_item_text(c, "mlp_layer_types", layer, build->spec->layers, "sparse");
+    if (strcmp(kind, "dense") != 0 && strcmp(kind, "sparse") != 0)
+        config_refuse(c, "mlp_layer_types", kind, "dense or sparse");
+    return strcmp(kind, "dense") == 0;
+}
+
 static bool is_dense(struct build *build, int layer) {
     struct config *c = &build->config;
+    int64_t first, last, every;
     switch (build->family->dense) {
     case DENSE_NONE:
         return false;
     case DENSE_SPARSE:
         return config_list_has(c, "mlp_only_layers", layer) ||
                (layer + 1) % config_int(c, "decoder_sparse_step", 1, INT_MAX, 1) != 0;
+    case DENSE_RANGE:
+        first = config_int(c, "moe_layer_start_index", 0, INT_MAX, 1);
+        last = config_int(c, "moe_layer_end_index", -1, INT_MAX, -1);
+        every = config_int(c, "moe_layer_interval", 1, INT_MAX, 1);
+        return layer < first || (last >= 0 && layer > last) || (layer + 1) % every != 0;
+    case DENSE_LLAMA4:
+        if (config_has(c, "moe_layers")) return !config_list_has(c, "moe_layers", layer);
+        return (layer + 1) % config_int(c, "interleave_moe_layer_step", 1, INT_MAX, 1) != 0;
     case DENSE_FIRST:
         break;
     }
-    if (config_has(c, "mlp_layer_types")) {
-        const char *kind =
-            config_item_text(c, "mlp_layer_types", layer, build->spec->layers, "sparse");
-        if (strcmp(kind, "dense") != 0 && strcmp(kind, "sparse") != 0)
-            config_refuse(c, "mlp_layer_types", kind, "dense or sparse");
-        return strcmp(kind, "dense") == 0;
-    }
-    int64_t first = config_int(c, "first_k_dense_replace", 0, INT_MAX, build->family->first_dense);
-    return layer < first;
+    if (config_has(c, "mlp_layer_types")) return dense_by_list(build, layer);
+    return layer < config_int(c, "first_k_dense_replace", 0, INT_MAX, build->family->first_dense);
 }
 
 static void build_gate(struct build *build, struct gate *gate) {
@@ -341,6 +353,30 @@ static void build_ends(struct build *build) {
         spec->norm.bias.name = join(build, either(names->norm, "model.norm"), ".bias", "", "");
 }
 
+/* The first key that the config has; the last one when it has none. */
+static const char *key_of(const struct build *build, const char *const *keys) {
+    while (keys[1] && !config_has(&build->config, keys[0])) keys++;
+    return keys[0];
+}
+
+/* E and k; per-layer lists are left to the layer hook. Writers spell the number of experts in
+ * several ways: the family's own comes first. */
+static void read_experts(struct build *build) {
+    const struct family *f = build->family;
+    struct config *c = &build->config;
+    const char *const expert_keys[] = {either(f->experts_key, "num_experts"), "num_local_experts",
+                                       "num_experts", "n_routed_experts", NULL};
+    const char *const topk_keys[] = {either(f->topk_key, "num_experts_per_tok"),
+                                     "num_experts_per_tok", NULL};
+    const char *experts = key_of(build, expert_keys), *topk = key_of(build, topk_keys);
+    const struct json *e = json_present(c->json, experts), *k = json_present(c->json, topk);
+    build->experts = build->topk = 1;
+    if (!f->per_layer_gate || !e || json_kind(e) != JSON_ARRAY)
+        build->experts = (int)config_int(c, experts, 1, GATE_MAX_EXPERTS, CONFIG_REQUIRED);
+    if (!f->per_layer_gate || !k || json_kind(k) != JSON_ARRAY)
+        build->topk = (int)config_int(c, topk, 1, GATE_MAX_TOPK, CONFIG_REQUIRED);
+}
+
 static bool build_model(struct build *build) {
     const struct family *f = build->family;
     struct config *c = &build->config;
@@ -353,10 +389,7 @@ static bool build_model(struct build *build) {
     spec->bos = (int)config_int(c, "bos_token_id", -1, INT_MAX, -1);
     spec->ignored = f->ignored;
     spec->steps = spec->layers;
-    build->experts = (int)config_int(c, either(f->experts_key, "num_experts"), 1, GATE_MAX_EXPERTS,
-                                     CONFIG_REQUIRED);
-    build->topk = (int)config_int(c, either(f->topk_key, "num_experts_per_tok"), 1, GATE_MAX_TOPK,
-                                  CONFIG_REQUIRED);
+    read_experts(build);
     build->moe_width =
         config_size(c, either(f->moe_width_key, "moe_intermediate_size"), CONFIG_REQUIRED);
     if (c->failed) return false;

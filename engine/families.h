@@ -24,6 +24,8 @@ enum dense_rule {
     DENSE_NONE,   /* every layer is a mixture */
     DENSE_FIRST,  /* layers below first_k_dense_replace; or as mlp_layer_types says */
     DENSE_SPARSE, /* mixture iff not in mlp_only_layers and (i + 1) % decoder_sparse_step == 0 */
+    DENSE_RANGE,  /* mixture iff moe_layer_{start,end}_index and moe_layer_interval say so */
+    DENSE_LLAMA4, /* mixture iff in moe_layers, or (i + 1) % interleave_moe_layer_step == 0 */
 };
 
 /* How many keys a query sees. */
@@ -75,7 +77,8 @@ struct family {
     const char *norm_key; /* false or absent (norm_default): weights are not normalised */
     bool norm_default;
     const char *scale_key;
-    bool grouped; /* n_group, topk_group */
+    bool grouped;        /* n_group, topk_group */
+    bool per_layer_gate; /* experts and topk may be lists: the layer hook reads them */
     /* Amends one layer, or the whole after its layers (layer NULL). */
     bool (*layer_hook)(struct build *build, int layer, struct layer_spec *spec);
     bool (*model_hook)(struct build *build);

@@ -124,13 +124,16 @@ static bool read_scaling(struct config *config, const struct rope_request *reque
     s->theta = config_real(&s->own, "rope_theta", s->theta);
     s->type = (enum rope_type)config_choice(&s->own, key, ROPE_TYPES, ROPE_DEFAULT);
     int64_t longest = config_int(config, "max_position_embeddings", 1, INT_MAX, 4096);
-    int64_t otherwise = longest;
-    if (config_has(config, "original_max_position_embeddings"))
-        otherwise =
-            config_int(config, "original_max_position_embeddings", 1, INT_MAX, CONFIG_REQUIRED);
-    s->original = config_int(&s->own, "original_max_position_embeddings", 1, INT_MAX, otherwise);
+    s->original = config_int(&s->own, "original_max_position_embeddings", 1, INT_MAX, longest);
+    /* the top level wins where both have it */
+    s->original = config_int(config, "original_max_position_embeddings", 1, INT_MAX, s->original);
     bool ratio = s->type == ROPE_YARN || s->type == ROPE_LONGROPE || s->type == ROPE_SU;
     s->factor = config_real(&s->own, "factor", ratio ? (double)longest / (double)s->original : 0);
+    double alpha = config_real(&s->own, "alpha", 0);
+    if (s->type == ROPE_DYNAMIC && alpha > 0) { /* hunyuan: a fixed stretch of the base */
+        s->type = ROPE_DEFAULT;
+        s->theta *= pow(alpha, request->dims / (request->dims - 2.0));
+    }
     if (s->type != ROPE_DEFAULT && !(s->factor > 0))
         config_refuse(&s->own, "rope factor", "nothing or a number <= 0", "a positive number");
     return true;
@@ -141,7 +144,7 @@ void config_rope(struct config *config, const struct rope_request *request, stru
     struct scaling s = {.type = ROPE_DEFAULT};
     bool scaled = read_scaling(config, request, &s);
     config->failed |= s.own.failed;
-    *rope = (struct rope){.scale = 1};
+    *rope = (struct rope){.scale = 1, .scale_long = 1};
     if (mscale) *mscale = 1;
     if (config->failed) return;
     double partial = config_real(config, "partial_rotary_factor", request->partial);
@@ -173,6 +176,7 @@ void config_rope(struct config *config, const struct rope_request *request, stru
     double all = scaled ? config_real(&s.own, "mscale_all_dim", 0) : 0;
     if (mscale && s.type != ROPE_DEFAULT && all != 0)
         *mscale = (float)(yarn_m(s.factor, all) * yarn_m(s.factor, all));
+    if (s.type != ROPE_DEFAULT) rope->scale_long = rope->scale;
     config->failed |= s.own.failed;
 }
 
@@ -181,16 +185,17 @@ void config_rope(struct config *config, const struct rope_request *request, stru
 bool rope_table_make(struct rope_table *table, const struct rope *rope, int64_t longest,
                      struct arena *arena) {
     int half = rope->dims / 2;
-    const float *inv_freq =
-        rope->inv_freq_long && longest > rope->long_from ? rope->inv_freq_long : rope->inv_freq;
+    bool is_long = rope->inv_freq_long && longest > rope->long_from;
+    const float *inv_freq = is_long ? rope->inv_freq_long : rope->inv_freq;
+    float scale = is_long ? rope->scale_long : rope->scale;
     float *cosine = arena_alloc(arena, (size_t)longest * (size_t)half, sizeof *cosine);
     float *sine = arena_alloc(arena, (size_t)longest * (size_t)half, sizeof *sine);
     if (!cosine || !sine) return false;
     for (int64_t pos = 0; pos < longest; pos++)
         for (int j = 0; j < half; j++) {
             double angle = (double)((float)pos * inv_freq[j]);
-            cosine[pos * half + j] = (float)cos(angle) * rope->scale;
-            sine[pos * half + j] = (float)sin(angle) * rope->scale;
+            cosine[pos * half + j] = (float)cos(angle) * scale;
+            sine[pos * half + j] = (float)sin(angle) * scale;
         }
     *table = (struct rope_table){half, rope->interleaved, cosine, sine};
     return true;

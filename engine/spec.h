@@ -129,7 +129,7 @@ struct layer_spec {
 struct rope {
     int dims;         /* r: the first r dims of a head (MLA: of its rope part) */
     bool interleaved; /* pairs (2j, 2j+1), else (j, j + r/2) */
-    float scale;
+    float scale, scale_long; /* for windows up to, and beyond long_from */
     const float *inv_freq;      /* [r/2] */
     const float *inv_freq_long; /* longrope: for windows longer than long_from; else NULL */
     int64_t long_from;
