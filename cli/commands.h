@@ -14,6 +14,7 @@
     X(show)                                                                                        \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
+    X(cluster)                                                                                     \
     X(gates)                                                                                       \
     X(formats)
 

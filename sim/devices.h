@@ -2,10 +2,10 @@
  *
  * Layer 4 (sim): tables of facts. The constants were fitted (mean |log(predicted/measured)|) on the
  * measured MoE layer times that NVIDIA publishes inside AIConfigurator (github.com/ai-dynamo/
- * aiconfigurator, Apache-2.0, commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce, systems/data: TensorRT-LLM
- * 1.3.0rc20, vLLM 0.24.0, SGLang 0.5.14; A100: 1.0.0, 0.14.0, 0.5.10), rows without a flag, a part
- * of the shapes kept out to measure the error. A pair without a row gets constants carried over by
- * data-sheet ratios, with the larger error that this has been measured to have. */
+ * aiconfigurator, Apache-2.0, commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce, systems/data:
+ * TensorRT-LLM 1.3.0rc20, vLLM 0.24.0, SGLang 0.5.14; A100: 1.0.0, 0.14.0, 0.5.10), rows without a
+ * flag, a part of the shapes kept out to measure the error. A pair without a row gets constants
+ * carried over by data-sheet ratios, with the larger error that this has been measured to have. */
 #ifndef SIM_DEVICES_H
 #define SIM_DEVICES_H
 
@@ -25,15 +25,15 @@ const struct number_format *number_format_find(const char *name, struct err *err
 /* A GPU as its data sheet has it (dense rates). */
 struct device {
     const char *name;
-    const char *relative;   /* the GPU whose fitted constants are carried over, or NULL */
-    double memory_tbps;     /* TB/s */
-    double bf16_tflops;     /* dense */
-    double fp8_tflops;      /* dense; bf16's where the GPU has no FP8 */
-    double fp4_tflops;      /* dense; FP8's where it has no FP4 */
-    double cache_bytes;     /* L2 */
-    double memory_bytes;    /* HBM */
-    double link_gbps;       /* GB/s to GPUs of the same node, one direction */
-    double network_gbps;    /* GB/s to other nodes, one direction */
+    const char *relative; /* the GPU whose fitted constants are carried over, or NULL */
+    double memory_tbps;   /* TB/s */
+    double bf16_tflops;   /* dense */
+    double fp8_tflops;    /* dense; bf16's where the GPU has no FP8 */
+    double fp4_tflops;    /* dense; FP8's where it has no FP4 */
+    double cache_bytes;   /* L2 */
+    double memory_bytes;  /* HBM */
+    double link_gbps;     /* GB/s to GPUs of the same node, one direction */
+    double network_gbps;  /* GB/s to other nodes, one direction */
     int gpus_per_node;
     const char *source;
 };
@@ -82,8 +82,8 @@ extern const struct relative_error relative_errors[]; /* ends with gpu == NULL *
 
 /* Constants of (device, framework, kernel, quant): the row of the table; else the relative's row
  * scaled by data-sheet ratios; else the data sheet. framework and kernel may be
- * NULL: the row with most measurements. Returns a value that says its origin; its texts are borrowed
- * from the table or from the arguments. */
+ * NULL: the row with most measurements. Returns a value that says its origin; its texts are
+ * borrowed from the table or from the arguments. */
 struct device_constants constants_find(const struct device *device, const char *framework,
                                        const char *kernel, const char *quant);
 

@@ -7,9 +7,9 @@
  *     A      local experts with at least one token        W = m*h*f*w   bytes of one expert
  *     N      assignments (token, expert) on this rank      F = 2*m*h*f   FLOP of one assignment
  *     P      sum over local experts of ceil(n_e/M)*M       T, k          tokens of the group, top-k
- *     E_loc  experts of the rank                           h, f          hidden size, local inter size
- *     m = 3 matrices when gated, else 2;  w = bytes per weight, scales included
- *     M      tile rule "a-b": the smallest power of two >= N/A inside [a,b]
+ *     E_loc  experts of the rank                           h, f          hidden size, local inter
+ * size m = 3 matrices when gated, else 2;  w = bytes per weight, scales included M      tile rule
+ * "a-b": the smallest power of two >= N/A inside [a,b]
  *
  * Idle experts cost nothing but e, so tokens and activated experts count separately: skew makes a
  * layer faster where few tokens meet each expert, and slower where many do. The formula and its
