@@ -25,9 +25,12 @@ struct level {
 
 static const struct level levels[] = {
 #if defined(__x86_64__)
+    {&kernels_amx, HAS_AVX512 | HAS_BF16 | HAS_AMX, 0},
     {&kernels_avx512bf16, HAS_AVX512 | HAS_BF16, FAST_BF16},
     {&kernels_avx512, HAS_AVX512, 0},
     {&kernels_avx2, HAS_AVX2, 0},
+#elif defined(__aarch64__)
+    {&kernels_neon, HAS_NEON, 0},
 #endif
     {&kernels_portable, 0, 0},
 };
@@ -59,7 +62,7 @@ static unsigned detect(void) {
         has |= HAS_AVX512; /* F, DQ, BW, VL */
     if (max7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5)) has |= HAS_BF16;
     if (strcmp(vendor, "AuthenticAMD") == 0) has |= FAST_BF16;
-    if (tiles && bit(d7, 22) && bit(d7, 24)) has |= HAS_AMX;
+    if (tiles && bit(d7, 22) && bit(d7, 24) && amx_permission()) has |= HAS_AMX;
     return has;
 }
 #elif defined(__aarch64__)
