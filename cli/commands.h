@@ -9,6 +9,7 @@
 /* X(name): one `const struct command command_<name>` per file cmd_<name>.c, in the order of help.
  */
 #define COMMANDS(X)                                                                                \
+    X(capture)                                                                                     \
     X(import)                                                                                      \
     X(replay)                                                                                      \
     X(show)                                                                                        \

@@ -13,6 +13,7 @@
 
 /* X(name): queries/name.sql */
 #define TRACE_QUERIES(X)                                                                           \
+    X(capture_nll)                                                                                 \
     X(replay_experiment)                                                                           \
     X(replay_means)                                                                                \
     X(replay_summary)                                                                              \

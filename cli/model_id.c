@@ -1,0 +1,62 @@
+/* model_id.c - identity of a checkpoint's files */
+#include "cli/model_id.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/sha256.h"
+#include "base/str.h"
+
+enum { WHOLE_BYTES = 8 << 20, HEADER_BYTES = 1 << 20, SAMPLES = 256, SAMPLE_BYTES = 4096 };
+
+static bool add_file(struct sha256 *sha, const char *path, struct err *err) {
+    struct file_map map;
+    if (!file_map(path, &map, err)) return false;
+    struct str name = {0};
+    str_printf(&name, "%s %zu\n", file_name(path), map.size_bytes);
+    sha256_add(sha, str_text(&name), name.len);
+    str_free(&name);
+    if (map.size_bytes <= WHOLE_BYTES) {
+        sha256_add(sha, map.data, map.size_bytes);
+    } else {
+        size_t step = (map.size_bytes - SAMPLE_BYTES) / (SAMPLES - 1);
+        sha256_add(sha, map.data, HEADER_BYTES);
+        for (size_t i = 0; i < SAMPLES; i++) sha256_add(sha, map.data + i * step, SAMPLE_BYTES);
+    }
+    file_unmap(&map);
+    return true;
+}
+
+static int is_weight_file(const struct dirent *item) {
+    static const char *const endings[] = {".safetensors", ".gguf"};
+    const char *name = item->d_name, *dot = strrchr(name, '.');
+    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
+        if (strcmp(dot, endings[i]) == 0) return 1;
+    return strcmp(name, "config.json") == 0;
+}
+
+static bool add_folder(struct sha256 *sha, const char *folder, struct err *err) {
+    struct dirent **names = NULL;
+    int n = scandir(folder, &names, is_weight_file, alphasort);
+    if (n < 0) return err_errno(err, folder, "cannot list");
+    bool ok = true;
+    for (int i = 0; i < n; i++) {
+        struct str path = {0};
+        file_join(&path, folder, names[i]->d_name);
+        ok = ok && add_file(sha, str_text(&path), err);
+        str_free(&path);
+        free(names[i]);
+    }
+    free(names);
+    return ok;
+}
+
+bool model_id(const char *path, char hex[static 65], struct err *err) {
+    struct sha256 sha;
+    sha256_init(&sha);
+    bool ok = file_is_folder(path) ? add_folder(&sha, path, err) : add_file(&sha, path, err);
+    sha256_hex(&sha, hex);
+    return ok;
+}
