@@ -285,7 +285,7 @@ static void release(struct capture *c) {
 static bool capture(const struct request *request, struct err *err) {
     struct capture *c = calloc(1, sizeof *c);
     if (!c) return err_memory(err, "capture");
-    int64_t context;
+    int64_t context = 0;
     c->request = request;
     progress_begin(&c->line, "capture");
     bool ok = open_model(c, err) && choose_context(c, &context, err) &&
@@ -306,7 +306,7 @@ static bool check(struct request *request, struct err *err) {
         return err_set(err, ERR_USAGE, "--compute: found '%.40s', expected f32 or bf16",
                        request->compute);
     enum trace_store store;
-    if (!trace_store_find(request->store, &store, err)) return false;
+    if (!trace_store_find(request->store, &store, err)) return err_context(err, "--store");
     if (!request->resume && !request->force && file_exists(request->out))
         return err_set(err, ERR_EXISTS,
                        "%s: exists already (--force replaces it, --resume goes on)", request->out);

@@ -138,6 +138,19 @@ static const char *hash_of(struct corpus *corpus, const void *bytes, size_t len)
     return keep(corpus, hex, 64);
 }
 
+/* A tokenizer of another model may know more ids than the model does. */
+static bool check_ids(const struct corpus_request *request, const struct entry *entry,
+                      const int32_t *ids, int64_t n, struct err *err) {
+    for (int64_t t = 0; t < n; t++)
+        if (ids[t] < 0 || ids[t] >= request->vocab)
+            return err_set(
+                err, ERR_DATA,
+                "%s: token %lld: found id %d, expected at most %d: the tokenizer does not "
+                "belong to the model",
+                entry->path, (long long)t, ids[t], request->vocab - 1);
+    return true;
+}
+
 static bool read_text(const struct corpus_request *request, struct corpus *corpus,
                       const struct entry *entry, struct err *err) {
     struct file_map map;
@@ -157,7 +170,8 @@ static bool read_text(const struct corpus_request *request, struct corpus *corpu
         .source = entry->path, .domain = entry->domain, .bytes = (int64_t)map.size_bytes};
     if (ok && !(document.sha256 = hash_of(corpus, map.data, map.size_bytes)))
         ok = err_memory(err, "documents");
-    ok = ok && add_document(request, corpus, document, ids, n, err);
+    ok = ok && check_ids(request, entry, ids, n, err) &&
+         add_document(request, corpus, document, ids, n, err);
     free(ids);
     file_unmap(&map);
     return ok;

@@ -107,6 +107,17 @@ static bool reopen_immutable(struct db *db, struct err *err) {
     return code == SQLITE_OK && configure(db, err);
 }
 
+/* A writer that was killed while it closed leaves a journal that only a writer can roll back. */
+static bool recover(const char *path) {
+    struct db db;
+    struct err ignored;
+    int64_t version;
+    if (!open_as(&db, path, SQLITE_OPEN_READWRITE, &ignored)) return false;
+    bool ok = db_int(&db, "PRAGMA schema_version", &version, &ignored);
+    db_close(&db);
+    return ok;
+}
+
 bool db_open(struct db *db, const char *path, enum db_mode mode, struct err *err) {
     *db = (struct db){0};
     if (!check_file(path, err)) return false;
@@ -114,7 +125,10 @@ bool db_open(struct db *db, const char *path, enum db_mode mode, struct err *err
         return false;
     int64_t version;
     if (db_int(db, "PRAGMA schema_version", &version, err)) return true;
-    int code = sqlite3_errcode(db->handle);
+    int code = sqlite3_extended_errcode(db->handle) & 0xff;
+    if (mode == DB_READ && code == SQLITE_READONLY && recover(path) &&
+        db_int(db, "PRAGMA schema_version", &version, err))
+        return true;
     if (mode == DB_READ && (code == SQLITE_CANTOPEN || code == SQLITE_READONLY) &&
         reopen_immutable(db, err))
         return true;

@@ -34,7 +34,7 @@ bool trace_store_find(const char *name, enum trace_store *store, struct err *err
             *store = (enum trace_store)i;
             return true;
         }
-    return err_set(err, ERR_USAGE, "store: found '%.40s', expected f32, bf16 or f16", name);
+    return err_set(err, ERR_USAGE, "found '%.40s', expected f32, bf16 or f16", name);
 }
 
 /* ---- loading */
@@ -69,7 +69,8 @@ static bool load_capture(struct trace *trace, struct err *err) {
         int column = 3;
         trace->is_result = strcmp(db_text(row, 0), "result") == 0;
         snprintf(trace->identity, sizeof trace->identity, "%s", db_text(row, 1));
-        ok = trace_store_find(db_text(row, 2), &trace->capture.store, err);
+        ok = trace_store_find(db_text(row, 2), &trace->capture.store, err) ||
+             bad(trace, err, "capture.store", -1, "f32, bf16 or f16");
 #define X(member)                                                                                  \
     if (!(trace->capture.member = keep(trace, row, column++)) && ok)                               \
         ok = err_memory(err, "capture");
