@@ -57,6 +57,54 @@ static void order_marks(struct points *points) {
     }
 }
 
+/* The reference normalises with the tables of Unicode 9: characters that later versions gave a
+ * decomposition or a combining class (or that later ones are composed of) are starters there that
+ * join with nothing. */
+static const uint32_t inert[][2] = {
+    /* clang-format off */
+    {0x7FD, 0x7FD}, {0x897, 0x89F}, {0x8CA, 0x8D3}, {0x9FE, 0x9FE}, {0xC3C, 0xC3C}, {0xD3B, 0xD3C},
+    {0xEBA, 0xEBA}, {0xECE, 0xECE}, {0x1715, 0x1715}, {0x1ABF, 0x1ACE}, {0x1DF6, 0x1DFA},
+    {0x32FF, 0x32FF}, {0xA7F2, 0xA7F4}, {0xA82C, 0xA82C}, {0xAB69, 0xAB69}, {0x105C9, 0x105C9},
+    {0x105D2, 0x105D2}, {0x105DA, 0x105DA}, {0x105E4, 0x105E4}, {0x10781, 0x10785},
+    {0x10787, 0x107B0}, {0x107B2, 0x107BA}, {0x10D24, 0x10D27}, {0x10D69, 0x10D6D},
+    {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+    {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x11383, 0x11383}, {0x11385, 0x11385},
+    {0x1138E, 0x1138E}, {0x11391, 0x11391}, {0x113B8, 0x113B8}, {0x113BB, 0x113BB},
+    {0x113C2, 0x113C2}, {0x113C5, 0x113C5}, {0x113C7, 0x113C9}, {0x113CE, 0x113D0},
+    {0x113E1, 0x113E2}, {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11930},
+    {0x11935, 0x11935}, {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+    {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42},
+    {0x1611E, 0x16129}, {0x1612F, 0x1612F}, {0x16D63, 0x16D63}, {0x16D67, 0x16D6A},
+    {0x16FF0, 0x16FF1}, {0x1CCD6, 0x1CCF9}, {0x1E030, 0x1E06D}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
+    {0x1E5EE, 0x1E5EF}, {0x1F16C, 0x1F16C}, {0x1FBF0, 0x1FBF9},
+    /* clang-format on */
+};
+
+static bool is_inert(uint32_t point) {
+    size_t low = 0, high = sizeof inert / sizeof *inert;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (point > inert[middle][1])
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < sizeof inert / sizeof *inert && point >= inert[low][0];
+}
+
+/* The characters collected in points, in order and composed if that is the form; empties it. */
+static bool finish_run(const struct normalize_step *step, struct points *points, struct str *out) {
+    utf8proc_ssize_t count = (utf8proc_ssize_t)points->count;
+    order_marks(points);
+    if (step->compose && count)
+        count = utf8proc_normalize_utf32(points->list, count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    for (utf8proc_ssize_t i = 0; i < count; i++) utf8_put(out, (uint32_t)points->list[i]);
+    points->count = 0;
+    return count >= 0;
+}
+
 /* One run [text, end) in the form of the step. */
 static bool form_run(const struct normalize_step *step, const char *text, const char *end,
                      struct points *points, struct str *out) {
@@ -67,18 +115,18 @@ static bool form_run(const struct normalize_step *step, const char *text, const 
         int boundary = 0;
         enum { MOST = 18 }; /* the longest decomposition, U+FDFA's */
         if (!points_reserve(points, MOST)) return false;
-        int32_t point = (int32_t)utf8_next(&text);
-        utf8proc_ssize_t n =
-            utf8proc_decompose_char(point, points->list + points->count, MOST, options, &boundary);
+        uint32_t point = utf8_next(&text);
+        if (is_inert(point)) {
+            if (!finish_run(step, points, out)) return false;
+            utf8_put(out, point);
+            continue;
+        }
+        utf8proc_ssize_t n = utf8proc_decompose_char((int32_t)point, points->list + points->count,
+                                                     MOST, options, &boundary);
         if (n < 0 || n > MOST) return false;
         points->count += (size_t)n;
     }
-    order_marks(points);
-    utf8proc_ssize_t count = (utf8proc_ssize_t)points->count;
-    if (step->compose)
-        count = utf8proc_normalize_utf32(points->list, count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-    for (utf8proc_ssize_t i = 0; i < count; i++) utf8_put(out, (uint32_t)points->list[i]);
-    return count >= 0;
+    return finish_run(step, points, out);
 }
 
 static bool form_text(const struct normalize_step *step, const char *text, size_t len,
