@@ -20,7 +20,15 @@
     X(expert_load)                                                                                 \
     X(replay_batch)                                                                                \
     X(replay_bias)                                                                                 \
-    X(domain_tokens)
+    X(domain_tokens)                                                                               \
+    X(study_variants)                                                                              \
+    X(study_load_map)                                                                              \
+    X(study_load_curve)                                                                            \
+    X(study_layers)                                                                                \
+    X(study_trajectory)                                                                            \
+    X(study_weights)                                                                               \
+    X(study_layer_table)                                                                           \
+    X(study_variant_table)
 
 struct query_value {
     enum { QUERY_NULL, QUERY_INT, QUERY_REAL, QUERY_TEXT } kind;

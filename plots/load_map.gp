@@ -1,0 +1,17 @@
+# load_map.gp - tokens per expert and layer, relative to the layer's mean, as a heat map
+# data: a matrix; first row = expert numbers, first column = layer numbers, cells = load / mean
+set loadpath '.' 'plots'
+load 'style.gp'
+
+set title 'Load per expert and layer' . subtitle
+set xlabel 'expert'
+set ylabel 'layer'
+set label 1 'load / mean' at screen 0.88, screen 0.87 font ',11' textcolor rgb ink
+set rmargin at screen 0.86
+unset grid
+unset key
+set border 0
+set autoscale xfix
+set autoscale yfix
+set yrange [] reverse
+plot data matrix rowheaders skip 1 using 1:2:(octave($3)) with image pixels

@@ -1,0 +1,26 @@
+# tradeoff.gp - what balance costs: routing quality kept against imbalance, one point per variant
+# data: one block per kind of gate; header: MaxVio, mass retained, agreement, label, then the kind's name;
+# the label is empty where it would only clutter
+set loadpath '.' 'plots'
+load 'style.gp'
+
+set title 'Gate mass kept' . subtitle
+stats data using 1 nooutput
+blocks = STATS_blocks
+set xlabel 'MaxVio within a batch, mean'
+set xrange [0:*]
+set xtics autofreq
+set yrange [*:1]
+set offsets graph 0, graph 0.06, graph 0, graph 0.06
+bottom = (78 + 17.0*(blocks)) / height # room for the legend below both panels
+set multiplot layout 1,2 margins 0.105,0.98,bottom,0.9 spacing 0.12
+set ylabel 'mass retained'
+set key at screen 0.5, screen 0.02 bottom center vertical maxcols 1
+plot for [i=0:blocks-1] data index i using 1:2 with points linetype i+1 pointsize 0.9 title columnheader(5), \
+     for [i=0:blocks-1] data index i using 1:2:4 with labels left offset 0.6,0.3 font ',10' notitle
+unset key
+set title 'Choices kept'
+set ylabel 'agreement with the native gate'
+plot for [i=0:blocks-1] data index i using 1:3 with points linetype i+1 pointsize 0.9 title columnheader(5), \
+     for [i=0:blocks-1] data index i using 1:3:4 with labels left offset 0.6,0.3 font ',10' notitle
+unset multiplot
