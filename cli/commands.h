@@ -16,8 +16,11 @@
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
     X(cluster)                                                                                     \
+    X(report)                                                                                      \
+    X(plot)                                                                                        \
     X(gates)                                                                                       \
-    X(formats)
+    X(formats)                                                                                     \
+    X(figures)
 
 #define X(name) extern const struct command command_##name;
 COMMANDS(X)

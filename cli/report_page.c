@@ -1,0 +1,400 @@
+/* report_page.c - writes the report: one page, and every figure with its data and template beside
+ * it */
+#include "cli/report_page.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "cli/studies.h"
+#include "plots/plot.h"
+#include "plots/report.h"
+#include "router/gate.h"
+
+/* ---- what was captured and replayed */
+
+static void fact(struct table *facts, const char *name, const char *value) {
+    if (!value || !*value) return;
+    table_text(facts, name);
+    table_text(facts, value);
+}
+
+static void fact_capture(const struct trace *trace, struct table *facts) {
+    const struct trace_capture *c = trace_capture(trace);
+    struct str text = {0};
+    fact(facts, "model", c->model);
+    fact(facts, "family", c->family);
+    if (c->parameters) {
+        str_printf(&text, "%.3g million", (double)c->parameters / 1e6);
+        fact(facts, "parameters", str_text(&text));
+    }
+    str_clear(&text);
+    str_printf(&text, "%s%s%s%s%s; router scores stored as %s%s", c->source,
+               *c->compute ? ", computed in " : "", c->compute, *c->kernels ? ", kernels " : "",
+               c->kernels, trace_store_name(c->store), c->store == TRACE_F32 ? "" : " (lossy)");
+    fact(facts, "capture", str_text(&text));
+    fact(facts, "lacks", c->lacks);
+    str_free(&text);
+}
+
+/* "layers 1-7: 64 experts, sigmoid,bias,..." per run of equal routers. */
+static void fact_routers(const struct trace *trace, struct table *facts) {
+    int layers = trace_layers(trace);
+    for (int from = 0, to; from < layers; from = to) {
+        const struct trace_layer *a = trace_layer(trace, from);
+        for (to = from + 1; to < layers; to++) {
+            const struct trace_layer *b = trace_layer(trace, to);
+            if (b->experts != a->experts || b->has_gate != a->has_gate || b->topk != a->topk ||
+                (a->has_gate && !gate_equal(&a->gate, &b->gate)))
+                break;
+        }
+        char gate[GATE_TEXT_BYTES] = "unknown gate";
+        if (a->has_gate) gate_print(&a->gate, gate);
+        struct str text = {0};
+        str_printf(&text, "layers %d to %d: %d experts, %d chosen; %s", a->layer,
+                   trace_layer(trace, to - 1)->layer, a->experts, a->topk, gate);
+        fact(facts, "native gate", str_text(&text));
+        str_free(&text);
+    }
+}
+
+static void fact_texts(const struct trace *trace, struct table *facts) {
+    struct str text = {0};
+    str_printf(&text, "%lld in %lld documents of %d domains", (long long)trace_tokens_total(trace),
+               (long long)trace_documents(trace), trace_domains(trace));
+    fact(facts, "tokens", str_text(&text));
+    str_free(&text);
+}
+
+static bool fact_replay(const struct subject *subject, struct table *facts, struct err *err) {
+    struct table *t = trace_query(subject->trace, "replay_experiment", NULL, 0, err);
+    if (!t) return false;
+    if (table_rows(t) > 0) {
+        struct str text = {0};
+        str_printf(&text, "%d variants; tokens in %s order", subject->count,
+                   table_cell(t, 0, table_find(t, "token_order")));
+        fact(facts, "replay", str_text(&text));
+        fact(facts, "replay options", table_cell(t, 0, table_find(t, "options")));
+        str_free(&text);
+    }
+    fact(facts, "trace identity", trace_identity(subject->trace));
+    table_free(t);
+    return true;
+}
+
+static bool put_head(const struct subject *subject, struct str *html, struct err *err) {
+    const struct table_column columns[] = {{"name", "", TABLE_TEXT}, {"value", "", TABLE_TEXT}};
+    struct table *facts = table_create(columns, 2, err);
+    if (!facts) return false;
+    fact_capture(subject->trace, facts);
+    fact_routers(subject->trace, facts);
+    fact_texts(subject->trace, facts);
+    bool ok = fact_replay(subject, facts, err) && table_ok(facts, err);
+    if (ok) report_facts(html, facts);
+    table_free(facts);
+    return ok;
+}
+
+static bool put_query(const struct subject *subject, const char *query, int v, const char *caption,
+                      struct str *html, struct err *err) {
+    struct table *t = v < 0 ? trace_query(subject->trace, query, NULL, 0, err)
+                            : subject_query(subject, query, v, err);
+    if (t) report_table(html, caption, t);
+    table_free(t);
+    return t != NULL;
+}
+
+/* ---- notes: what a reader must know before comparing */
+
+/* Appends "2-6, 31" for the marked variants. */
+static void put_ranges(const struct subject *subject, const bool *marked, struct str *out) {
+    for (int v = 0; v < subject->count; v++) {
+        if (!marked[v]) continue;
+        int end = v;
+        while (end + 1 < subject->count && marked[end + 1]) end++;
+        str_printf(out, "%s%d", out->len ? ", " : "", subject->variant[v].variant);
+        if (end > v)
+            str_printf(out, "%s%d", end > v + 1 ? "-" : ", ", subject->variant[end].variant);
+        v = end;
+    }
+}
+
+/* One row of the table of empty comparisons: all that share v's root and reason. */
+static void put_twins(const struct subject *subject, int v, bool *marked, bool *done,
+                      struct table *table) {
+    const struct subject_variant *like = &subject->variant[v];
+    int root = subject_root(subject, v);
+    for (int u = 0; u < subject->count; u++) {
+        const struct subject_variant *variant = &subject->variant[u];
+        marked[u] = variant->same_as >= 0 && subject_root(subject, u) == root &&
+                    strcmp(variant->same_why, like->same_why) == 0;
+        done[u] |= marked[u];
+    }
+    struct str text = {0};
+    put_ranges(subject, marked, &text);
+    table_text(table, str_text(&text));
+    table_int(table, subject->variant[root].variant);
+    table_text(table, like->same_why);
+    str_free(&text);
+}
+
+/* Law 5: variants that cannot differ in load are named as such, not shown as a finding. */
+static bool put_empty_comparisons(const struct subject *subject, struct str *html,
+                                  struct err *err) {
+    const struct table_column columns[] = {
+        {"variants", "", TABLE_TEXT}, {"same load as", "", TABLE_INT}, {"because", "", TABLE_TEXT}};
+    struct table *table = table_create(columns, 3, err);
+    bool *marked = calloc((size_t)subject->count + 1, sizeof *marked);
+    bool *done = calloc((size_t)subject->count + 1, sizeof *done);
+    bool ok = table && ((marked && done) || err_memory(err, "report"));
+    int twins = 0;
+    for (int v = 0; ok && v < subject->count; v++) {
+        if (subject->variant[v].same_as < 0) continue;
+        twins++;
+        if (!done[v]) put_twins(subject, v, marked, done, table);
+    }
+    ok = ok && table_ok(table, err);
+    if (ok && twins) {
+        struct str text = {0};
+        str_printf(
+            &text,
+            "%d of the %d variants provably put the same load on every expert as another one. "
+            "Equal figures among them are no finding: the specifications leave no room for a "
+            "difference. They are drawn once.",
+            twins, subject->count);
+        report_note(html, str_text(&text));
+        str_free(&text);
+        report_table(html, "Empty comparisons", table);
+    }
+    table_free(table);
+    free(marked);
+    free(done);
+    return ok;
+}
+
+/* The message of a warning line "variant 3 (...): message", without the variant; borrowed. */
+static const char *warning_message(const char *line, size_t length, size_t *left) {
+    static const char mark[] = "): ";
+    const char *at = line;
+    for (const char *c = line; c + sizeof mark - 1 <= line + length; c++)
+        if (memcmp(c, mark, sizeof mark - 1) == 0) {
+            at = c + sizeof mark - 1;
+            break;
+        }
+    *left = length - (size_t)(at - line);
+    return at;
+}
+
+/* Each different warning of the replay once, with the number of variants that it concerns; those
+ * about equal loads have their own table. */
+static void put_warnings(const char *lines, struct str *html) {
+    static const char twin[] = "same load as";
+    for (const char *line = lines; *line;) {
+        size_t length = strcspn(line, "\n"), left, other_left;
+        const char *message = warning_message(line, length, &left);
+        bool first = left > 0 && strncmp(message, twin, sizeof twin - 1) != 0;
+        int times = 0;
+        for (const char *other = lines; first && *other;) {
+            size_t other_length = strcspn(other, "\n");
+            const char *text = warning_message(other, other_length, &other_left);
+            bool same = other_left == left && memcmp(text, message, left) == 0;
+            if (same && other < line) first = false;
+            times += same;
+            other += other_length + (other[other_length] == '\n');
+        }
+        if (first) {
+            struct str text = {0};
+            if (times > 1) str_printf(&text, "%d variants: ", times);
+            str_append(&text, message, left);
+            report_note(html, str_text(&text));
+            str_free(&text);
+        }
+        line += length + (line[length] == '\n');
+    }
+}
+
+static bool put_notes(const struct subject *subject, struct str *html, struct err *err) {
+    struct table *t = trace_query(subject->trace, "replay_experiment", NULL, 0, err);
+    if (!t) return false;
+    if (!subject->has_native)
+        report_note(html,
+                    "The model's own gate, with its own bias, was not replayed: the first variant "
+                    "stands in as the reference.");
+    if (table_rows(t) > 0) {
+        const char *warnings = table_cell(t, 0, table_find(t, "warnings"));
+        put_warnings(warnings ? warnings : "", html);
+    }
+    table_free(t);
+    return put_empty_comparisons(subject, html, err);
+}
+
+/* ---- how to read it */
+
+static const char *const reading[][4] = {
+    {"maxvio_global", "max load / mean load - 1, over all tokens of the replay",
+     "experts of a layer", "imbalance ratio; + 1: load imbalance, overload factor"},
+    {"maxvio_batch", "the same within a balance batch, mean over batches", "experts of a layer",
+     "MaxVio of a batch"},
+    {"cv", "standard deviation / mean of the load", "experts of a layer",
+     "coefficient of variation; its square is the CV loss"},
+    {"gini", "mean absolute difference of two loads / (2 mean)", "experts of a layer", ""},
+    {"entropy", "-sum p ln p, nats; ln E when even", "experts of a layer", "load entropy"},
+    {"agreement", "share of the choices that the native gate makes too", "tokens", ""},
+    {"mass_retained", "chosen scores / the k highest scores, without bias and groups", "tokens",
+     "gate mass kept"},
+    {"rank_maxvio", "max / mean - 1 of the load of ranks, over all tokens", "ranks of a layer",
+     "imbalance ratio, overload factor of ranks"},
+    {"efficiency", "mean / max of the load of ranks, mean over batches", "ranks of a layer",
+     "balancedness, utilization; = 1 / (1 + rank MaxVio) of a batch"},
+};
+
+static bool put_reading(struct str *html, struct err *err) {
+    report_section(html, "reading", "How to read the numbers");
+    report_paragraph(
+        html, "The replay is open loop: the router scores of every layer are those of the "
+              "captured run, whatever an earlier layer would have chosen under another gate. "
+              "A model that runs with another gate changes its hidden states too, which these "
+              "figures do not see.");
+    report_paragraph(
+        html, "Intervals are 95 % bootstrap intervals (BCa) over documents: they say how much a "
+              "figure would move with other documents of the same kind, not with other domains.");
+    const struct table_column columns[] = {{"measure", "", TABLE_TEXT},
+                                           {"definition", "", TABLE_TEXT},
+                                           {"axis", "", TABLE_TEXT},
+                                           {"also called", "", TABLE_TEXT}};
+    struct table *t = table_create(columns, 4, err);
+    if (!t) return false;
+    for (size_t i = 0; i < sizeof reading / sizeof *reading; i++)
+        for (int c = 0; c < 4; c++) table_text(t, reading[i][c]);
+    bool ok = table_ok(t, err);
+    if (ok) report_table(html, "Measures, the axis each is taken over, and its other names", t);
+    table_free(t);
+    report_section_end(html);
+    return ok;
+}
+
+/* ---- figures */
+
+/* What one study gave: kept until everything is drawn. */
+struct drawn {
+    struct figure figure;
+    struct str svg, data;
+};
+
+static bool draw_all(const struct subject *subjects, int count, struct drawn *drawn,
+                     struct err *err) {
+    for (int i = 0; studies[i].name; i++) {
+        struct drawn *d = &drawn[i];
+        if (!studies[i].draw(subjects, count, &d->figure, err) ||
+            (d->figure.lacks.len == 0 &&
+             !study_render(&studies[i], &d->figure, PLOT_SVG, &d->svg, &d->data, err)))
+            return err_context(err, "%s", subjects[0].path);
+    }
+    return true;
+}
+
+static void put_figures(const struct drawn *drawn, struct str *html) {
+    report_section(html, "figures", "Figures");
+    for (int i = 0; studies[i].name; i++) {
+        if (drawn[i].figure.lacks.len > 0) continue;
+        report_figure(html, &(struct report_figure){.name = studies[i].name,
+                                                    .question = studies[i].question,
+                                                    .title = studies[i].title,
+                                                    .caption = str_text(&drawn[i].figure.caption),
+                                                    .svg = str_text(&drawn[i].svg),
+                                                    .files = true});
+    }
+    for (int i = 0; studies[i].name; i++) {
+        if (drawn[i].figure.lacks.len == 0) continue;
+        struct str text = {0};
+        str_printf(&text, "Not drawn: %s (%s): %s.", studies[i].title, studies[i].question,
+                   str_text(&drawn[i].figure.lacks));
+        report_paragraph(html, str_text(&text));
+        str_free(&text);
+    }
+    report_section_end(html);
+}
+
+/* ---- the whole */
+
+static bool put_body(const struct subject *subjects, int count, const struct table *findings,
+                     const struct drawn *drawn, struct str *html, struct err *err) {
+    const char *items[8];
+    int n = 0, text = table_find(findings, "text");
+    for (int64_t row = 0; row < table_rows(findings) && n < 8; row++)
+        items[n++] = table_cell(findings, row, text);
+    report_section(html, "findings", "Findings");
+    report_list(html, items, n);
+    report_section_end(html);
+    bool ok = true;
+    for (int i = 0; ok && i < count; i++) {
+        report_section(html, i ? "" : "subject",
+                       i ? trace_capture(subjects[i].trace)->model : "What was weighed");
+        ok = put_head(&subjects[i], html, err);
+        ok = ok && (i > 0 || put_notes(&subjects[0], html, err)) &&
+             put_query(&subjects[i], "domain_tokens", -1, "Text", html, err);
+        report_section_end(html);
+    }
+    if (!ok) return false;
+    put_figures(drawn, html);
+    report_section(html, "tables", "Tables");
+    ok = put_query(&subjects[0], "study_variant_table", -1,
+                   "Variants: means over layers (ties, escapes: sums)", html, err) &&
+         put_query(&subjects[0], "study_layer_table", subjects[0].native,
+                   "The reference variant, layer by layer", html, err);
+    report_section_end(html);
+    return ok && put_reading(html, err);
+}
+
+static bool write_part(const char *folder, const char *name, const char *ending, const void *bytes,
+                       size_t length, struct err *err) {
+    struct str file = {0}, path = {0};
+    str_printf(&file, "%s%s", name, ending);
+    file_join(&path, folder, str_text(&file));
+    bool ok = file.failed || path.failed ? err_memory(err, "report")
+                                         : file_write(path.data, bytes, length, err);
+    str_free(&file);
+    str_free(&path);
+    return ok;
+}
+
+static bool write_figure(const char *folder, const char *name, const struct drawn *d,
+                         struct err *err) {
+    const char *template = plot_template(name);
+    return write_part(folder, name, ".svg", str_text(&d->svg), d->svg.len, err) &&
+           write_part(folder, name, ".tsv", str_text(&d->data), d->data.len, err) &&
+           write_part(folder, name, ".gp", template, strlen(template), err);
+}
+
+static bool write_all(const struct drawn *drawn, const struct str *page, const char *folder,
+                      struct err *err) {
+    bool ok = file_make_folder(folder, err) &&
+              write_part(folder, "style.gp", "", plot_style(), strlen(plot_style()), err);
+    for (int i = 0; ok && studies[i].name; i++)
+        if (drawn[i].figure.lacks.len == 0)
+            ok = write_figure(folder, studies[i].name, &drawn[i], err);
+    return ok && write_part(folder, "report.html", "", str_text(page), page->len, err);
+}
+
+bool report_write(const struct subject *subjects, int count, const struct table *findings,
+                  const char *folder, struct err *err) {
+    int n = 0;
+    while (studies[n].name) n++;
+    struct drawn *drawn = calloc((size_t)n, sizeof *drawn);
+    struct str body = {0}, page = {0}, title = {0};
+    str_printf(&title, "Expert load of %s", trace_capture(subjects[0].trace)->model);
+    bool ok = drawn ? draw_all(subjects, count, drawn, err) : err_memory(err, "report");
+    ok = ok && put_body(subjects, count, findings, drawn, &body, err) &&
+         report_page(str_text(&title), &body, &page, err) && write_all(drawn, &page, folder, err);
+    for (int i = 0; drawn && i < n; i++) {
+        figure_free(&drawn[i].figure);
+        str_free(&drawn[i].svg);
+        str_free(&drawn[i].data);
+    }
+    free(drawn);
+    str_free(&body);
+    str_free(&page);
+    str_free(&title);
+    return ok;
+}
