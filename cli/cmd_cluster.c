@@ -6,11 +6,13 @@
 #include "base/table.h"
 #include "cli/commands.h"
 #include "sim/cluster.h"
+#include "sim/fit_layer.h"
 #include "sim/timings.h"
 
 struct request {
     struct output_choice output;
     int64_t threads, worst;
+    const char *kernel;
 };
 
 static bool list(const struct request *request, const char *unused, struct err *err) {
@@ -84,11 +86,23 @@ static bool validate(const struct request *request, const char *path, struct err
     return ok;
 }
 
+static bool fit(const struct request *request, const char *path, struct err *err) {
+    struct timings timings;
+    if (!timings_read(&timings, path, (int)request->threads, err)) return false;
+    struct table *fits = timings_fit(&timings, request->kernel, (int)request->threads, err);
+    bool ok = fits && output_table(fits, request->output, err);
+    if (!fits) err_context(err, "%s", path);
+    table_free(fits);
+    timings_free(&timings);
+    return ok;
+}
+
 static const struct action {
     const char *name;
     bool needs_argument;
     bool (*run)(const struct request *request, const char *argument, struct err *err);
-} actions[] = {{"list", false, list}, {"show", true, show}, {"validate", true, validate}};
+} actions[] = {
+    {"list", false, list}, {"show", true, show}, {"validate", true, validate}, {"fit", true, fit}};
 
 static bool dispatch(const struct request *request, const struct text_list *rest, struct err *err) {
     const char *name = rest->count > 0 ? rest->items[0] : "list";
@@ -110,6 +124,7 @@ static bool run(const struct command *command, int argc, char **argv, struct err
     const struct option options[] = {
         {"threads", OPTION_INT, &request.threads, "N", "threads (0: one per CPU)", 0, 4096},
         {"worst", OPTION_INT, &request.worst, "N", "validate: list the N worst rows", 0, 1e9},
+        {"kernel", OPTION_TEXT, &request.kernel, "LABEL", "fit: this kernel only", 0, 0},
         OPTION_OUTPUT(request.output),
         {0}};
     struct text_list rest = {0};
