@@ -26,7 +26,6 @@ struct replay_command {
     int64_t seed, threads;
     bool force;
     struct output_choice choice;
-    double *rates;          /* owned [list[4].count] */
     int64_t *batch, *ranks; /* owned */
     struct variant_lists lists;
 };
@@ -39,15 +38,6 @@ static bool read_ints(const struct text_list *list, const char *name, int64_t ma
     if (!*out) return err_memory(err, "options");
     for (int i = 0; i < list->count; i++)
         if (!parse_int(list->items[i], name, 1, max, &(*out)[i], err)) return false;
-    return true;
-}
-
-static bool read_rates(struct replay_command *c, struct err *err) {
-    const struct text_list *list = &c->list[4];
-    c->rates = calloc((size_t)list->count + 1, sizeof *c->rates);
-    if (!c->rates) return err_memory(err, "options");
-    for (int i = 0; i < list->count; i++)
-        if (!parse_real(list->items[i], "--bias-rate", 0, 1e6, &c->rates[i], err)) return false;
     return true;
 }
 
@@ -71,7 +61,7 @@ static struct texts texts_of(const struct text_list *list) {
 static bool read_lists(struct replay_command *c, struct err *err) {
     for (int i = 0; i < LISTS; i++)
         if (!text_list_split(&c->list[i], &c->storage[i], err)) return false;
-    if (!read_words(c, err) || !read_rates(c, err) ||
+    if (!read_words(c, err) ||
         !read_ints(&c->list[5], "--batch-tokens", INT64_C(1) << 40, &c->batch, err) ||
         !read_ints(&c->list[6], "--ranks", GATE_MAX_EXPERTS, &c->ranks, err))
         return false;
@@ -80,8 +70,7 @@ static bool read_lists(struct replay_command *c, struct err *err) {
     c->lists.groups = texts_of(&c->list[1]);
     c->lists.norms = texts_of(&c->list[2]);
     c->lists.bias_rules = texts_of(&c->list[3]);
-    c->lists.rates = c->rates;
-    c->lists.rate_count = c->list[4].count;
+    c->lists.rates = texts_of(&c->list[4]);
     c->lists.batch_tokens = c->batch;
     c->lists.batch_count = c->list[5].count;
     c->lists.ranks = c->ranks;
@@ -192,7 +181,6 @@ static void release(struct replay_command *c) {
         free(c->storage[i]);
     }
     text_list_free(&c->gates);
-    free(c->rates);
     free(c->batch);
     free(c->ranks);
 }
@@ -208,7 +196,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"norm", OPTION_TEXTS, &c.list[2], "LIST", "override norm: none, sum:EPS, ...", 0, 0},
         {"bias-rule", OPTION_TEXTS, &c.list[3], "LIST",
          "default: frozen for the captured score with its bias, else none", 0, 0},
-        {"bias-rate", OPTION_TEXTS, &c.list[4], "LIST", "of rules that update (0.001)", 0, 0},
+        {"bias-rate", OPTION_TEXTS, &c.list[4], "LIST",
+         "0.001, or 0.001@0,0@80% (steps), or auto (looks for the best)", 0, 0},
         {"bias-start", OPTION_TEXT, &c.bias_start, "zero|captured", "of rules that update (zero)",
          0, 0},
         {"batch-tokens", OPTION_TEXTS, &c.list[5], "LIST", "tokens of a balance batch (4096)", 0,

@@ -4,26 +4,78 @@
 #include <string.h>
 
 #include "base/str.h"
-
-/* b += u sign(mean - n), sign(0) = 0. The mean kT/E is compared as n E <=> sum n, which is exact.
- */
-static void update_sign(int experts, const int64_t *counts, double rate, double *bias) {
-    int64_t total = 0;
-    for (int e = 0; e < experts; e++) total += counts[e];
-    for (int e = 0; e < experts; e++) {
-        int64_t load = counts[e] * experts;
-        if (load < total) bias[e] += rate;
-        if (load > total) bias[e] -= rate;
-    }
-}
+#include "router/bias_rules.h"
 
 const struct bias_rule bias_rules[] = {
-    {"none", "no bias: the gate runs without one", NULL, false, false, NULL},
-    {"frozen", "the captured bias, never updated", "DeepSeek-V3 inference", false, true, NULL},
-    {"sign", "b += u * sign(mean - n) after each batch",
-     "Loss-Free Balancing, arXiv 2408.15664, Algorithm 1; DeepSeek-V3, arXiv 2412.19437 sec. 2.1.2",
-     true, true, update_sign},
-    {NULL, NULL, NULL, false, false, NULL}};
+    {.name = "none", .summary = "no bias: the gate runs without one"},
+    {.name = "frozen",
+     .summary = "the captured bias, never updated",
+     .source = "DeepSeek-V3 inference",
+     .adds_bias = true},
+    {.name = "sign",
+     .summary = "b += u sign(m - n)",
+     .source = "Loss-Free Balancing, arXiv 2408.15664, Algorithm 1; DeepSeek-V3, arXiv 2412.19437 "
+               "sec. 2.1.2; Megatron-LM",
+     .needs_rate = true,
+     .rate = 1e-3,
+     .adds_bias = true,
+     .update = bias_update_sign},
+    {.name = "centred-sign",
+     .summary = "d = u sign(m - n); b += d - mean(d)",
+     .source = "torchtitan; Ling 2.0's training script",
+     .needs_rate = true,
+     .rate = 1e-3,
+     .adds_bias = true,
+     .centred = true,
+     .update = bias_update_centred_sign},
+    {.name = "proportional",
+     .summary = "b += u (m - n) / m",
+     .source = "arXiv 2408.15664 sec. 4.3 (b += u e; the paper does not state the unit of e)",
+     .needs_rate = true,
+     .rate = 1e-3,
+     .adds_bias = true,
+     .update = bias_update_proportional},
+    {.name = "multiplicative",
+     .summary = "the score times b is compared, b from 1; b += u sign(m - n)",
+     .source = "arXiv 2408.15664 sec. 4.3",
+     .needs_rate = true,
+     .rate = 1e-3,
+     .adds_bias = true,
+     .multiplies = true,
+     .update = bias_update_sign},
+    {.name = "smebu",
+     .summary = "v = (m - n) / m; d = u tanh(2 v); d -= mean(d); M = (M + d) / 2; b += M",
+     .source = "SMEBU, arXiv 2602.17004 (beta .5, kappa 2)",
+     .needs_rate = true,
+     .rate = 5e-4,
+     .adds_bias = true,
+     .centred = true,
+     .state = 1,
+     .update = bias_update_smebu},
+    {.name = "longcat",
+     .summary = "b += u (1/E - n / (kT))",
+     .source = "LongCat-Flash; here every expert is an FFN expert (no zero experts)",
+     .needs_rate = true,
+     .rate = 1e-2,
+     .adds_bias = true,
+     .update = bias_update_longcat},
+    {.name = "quantile",
+     .summary = "b moves by u towards minus the dual prices of the batch (one round), centred",
+     .source = "Megatron-LM quantile balancing; Kimi K3 report, arXiv 2607.24653 sec. 2.3.3",
+     .needs_rate = true,
+     .rate = 1,
+     .adds_bias = true,
+     .needs_scores = true,
+     .centred = true,
+     .state = 1,
+     .update = bias_update_quantile},
+    {.name = "bip",
+     .summary = "b = minus the dual prices of the batch, not below 0, after 4 rounds",
+     .source = "BIP-based balancing, arXiv 2502.15451, Algorithm 1; there for the same batch",
+     .adds_bias = true,
+     .needs_scores = true,
+     .update = bias_update_bip},
+    {.name = NULL}};
 
 const struct bias_rule *bias_rule_find(const char *name, struct err *err) {
     struct str list = {0};

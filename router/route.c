@@ -176,13 +176,15 @@ static void mask(const struct route_kernels *run, const struct block *b) {
                      b->scratch.kept, b->scratch.group_score);
 }
 
-static void weigh(const struct route_kernels *run, const struct block *b, const float *score) {
-    int k = b->gate->topk;
-    for (int t = 0; t < b->tokens; t++) {
-        float *w = b->out.weight + t * k;
-        for (int i = 0; i < k; i++) w[i] = score[t * b->experts + b->out.expert[t * k + i]];
-        if (b->gate->order == ORDER_TOPK_SCORE) run->score[b->gate->score](w, w, k);
-        finish_weights(b->gate, w);
+/* w[T,k] from score[T,E] (logits where the score function comes last) at expert[T,k]. */
+static void weigh(const struct route_kernels *run, const struct gate *gate, int experts,
+                  int64_t tokens, const float *score, const int32_t *expert, float *weight) {
+    int k = gate->topk;
+    for (int64_t t = 0; t < tokens; t++) {
+        float *w = weight + t * k;
+        for (int i = 0; i < k; i++) w[i] = score[t * experts + expert[t * k + i]];
+        if (gate->order == ORDER_TOPK_SCORE) run->score[gate->score](w, w, k);
+        finish_weights(gate, w);
     }
 }
 
@@ -206,7 +208,7 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
             b->gate->fill == FILL_ZERO
                 ? count_escapes(b->gate, E, b->out.expert + t * b->gate->topk, s->kept + t * stride)
                 : 0;
-    if (b->out.weight) weigh(run, b, score);
+    if (b->out.weight) weigh(run, b->gate, E, b->tokens, score, b->out.expert, b->out.weight);
 }
 
 /* softmax at `at` over the experts that pass (m - l) / max(|l|, m) <= 2 EPS and are not `without`.
@@ -269,6 +271,12 @@ void route_scored(const struct gate *gate, int experts, int64_t tokens, const fl
         b.scratch = scratch_at(scratch, experts);
         routers[gate->fn](run, &b);
     }
+}
+
+void route_weights(const struct gate *gate, int experts, int64_t tokens, const float *logits,
+                   const float *scores, const int32_t *expert, float *weight) {
+    const float *from = gate->order == ORDER_TOPK_SCORE ? logits : scores;
+    weigh(kernels(), gate, experts, tokens, from, expert, weight);
 }
 
 /* A block at a time, so that the logits are still in the nearest cache after their check. */

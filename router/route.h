@@ -43,6 +43,13 @@ void route_scores(enum gate_score score, int experts, int64_t tokens, const floa
 void route_scored(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                   const float *scores, const float *bias, struct routes *out, void *scratch);
 
+/* weight[T,k] <- the weights of choices made before (by a gate that differs only in what comes
+ * after the choice, or under any bias): expert[T,k] in order of selection. scores[T,E] as above,
+ * required for order=score-topk. Only for fn=table. Bit-equal to route_tokens for its own choices.
+ */
+void route_weights(const struct gate *gate, int experts, int64_t tokens, const float *logits,
+                   const float *scores, const int32_t *expert, float *weight);
+
 /* Index of the first NaN or infinity in logits[n]; -1 when there is none. */
 int64_t route_first_not_finite(const float *logits, int64_t n);
 

@@ -28,16 +28,23 @@ struct stream {
 
 /* ---- the plan */
 
-/* Do two variants run the very same routing, bias included? */
-static bool one_unit(const struct variant *a, const struct variant_layer *x,
+/* Do two variants move the very same bias, given equal choices? */
+static bool one_bias(const struct variant *a, const struct variant_layer *x,
                      const struct variant *b, const struct variant_layer *y) {
-    return x->rule == y->rule && x->start == y->start && gate_equal(&x->gate, &y->gate) &&
-           (!x->rule->needs_rate || a->rate == b->rate) &&
+    return x->rule == y->rule && x->start == y->start &&
+           (!x->rule->needs_rate || rate_equal(&a->schedule, &b->schedule)) &&
            (!x->rule->update || a->batch_tokens == b->batch_tokens);
 }
 
+/* Are two gates the same up to what acts on the weights alone? */
+static bool one_choice(const struct gate *a, const struct gate *b) {
+    struct choice_law x = {.gate = *a}, y = {.gate = *b};
+    return a->fn == GATE_TABLE && same_choice_bits(&x, &y);
+}
+
 static struct unit *add_unit(struct stream *s, const struct variant *variant,
-                             const struct variant_layer *at, bool hidden, struct err *err) {
+                             const struct variant_layer *at, struct unit *leader, bool hidden,
+                             struct err *err) {
     const struct replay_job *job = s->job;
     struct unit_setup setup = {.variant = variant,
                                .at = at,
@@ -45,7 +52,8 @@ static struct unit *add_unit(struct stream *s, const struct variant *variant,
                                .chunk = job->chunk_tokens,
                                .captured = s->layer->bias,
                                .experts = s->layer->experts,
-                               .hidden = hidden};
+                               .hidden = hidden,
+                               .leader = leader};
     if (job->options->documents) setup.documents = job->source->documents;
     struct unit *unit = arena_alloc(&s->run->arena, 1, sizeof *unit);
     if (!unit) {
@@ -76,10 +84,16 @@ static bool add_variants(struct stream *s, int layer, int share, struct err *err
         if (s->job->share[i] != share) continue;
         const struct variant *v = &set->variant[i];
         const struct variant_layer *at = variant_at(set, i, layer);
-        for (int j = 0; j < i && !of[i]; j++)
-            if (of[j] && one_unit(&set->variant[j], variant_at(set, j, layer), v, at))
+        struct unit *leader = NULL;
+        for (int j = 0; j < i && !of[i]; j++) {
+            const struct variant_layer *other = variant_at(set, j, layer);
+            if (!of[j] || !one_bias(&set->variant[j], other, v, at)) continue;
+            if (gate_equal(&other->gate, &at->gate))
                 of[i] = of[j];
-        if (!of[i]) of[i] = add_unit(s, v, at, false, err);
+            else if (!leader && !of[j]->leader && one_choice(&other->gate, &at->gate))
+                leader = of[j];
+        }
+        if (!of[i]) of[i] = add_unit(s, v, at, leader, false, err);
         if (!of[i] || !add_batches(s, of[i], i, err)) return false;
         struct unit *twin = v->same_as ? of[v->same_as - 1] : NULL;
         if (twin && twin != of[i] && !same_choice_bits(&twin->law, &of[i]->law)) of[i]->twin = twin;
@@ -95,11 +109,11 @@ static struct unit *static_unit(struct stream *s, const struct gate *gate, enum 
     const struct variant_layer at = {.gate = *gate, .rule = &fixed, .start = start};
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
-        if (!unit->rule && gate_equal(&unit->gate, gate) &&
+        if (!unit->rule && !unit->leader && gate_equal(&unit->gate, gate) &&
             (!gate->bias || unit->law.start == start))
             return s->run->unit[u];
     }
-    return add_unit(s, &any, &at, true, err);
+    return add_unit(s, &any, &at, NULL, true, err);
 }
 
 /* Every unit with a bias or groups is compared with the k highest of its own scores. */

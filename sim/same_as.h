@@ -4,7 +4,8 @@
  * alike given equal biases; here the biases are compared too. Two that never move are equal when
  * they start alike; two that move are equal by induction over batches when rule, rate, start and
  * batch are (equal choices give equal counts, those equal updates); a bias that is zero and stays
- * zero is none.
+ * zero is none; a rule that only shifts all biases alike (centred-sign) is the plain one unless
+ * dropped groups are filled with zero.
  *
  * The proofs are in real arithmetic. In f32 a score can round to its neighbour's (saturation), and
  * then the tie rule decides; a replay therefore counts the tokens where twins part (see replay.h)
@@ -19,9 +20,10 @@
 
 /* How a variant behaves at a layer, as far as its choices go. */
 struct choice_law {
-    struct gate gate;             /* `bias` cleared where the bias is zero throughout */
-    const struct bias_rule *rule; /* NULL when the bias never moves while tokens are left */
-    double rate;
+    struct gate gate;              /* `bias` cleared where the bias is zero throughout */
+    const struct bias_rule *rule;  /* NULL when the bias never moves while tokens are left */
+    const struct bias_rule *exact; /* the rule itself where `rule` stands for an equivalent one */
+    struct rate_schedule rate;
     enum bias_start start;
     int64_t batch_tokens; /* 0 when the bias never moves */
 };

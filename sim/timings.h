@@ -52,9 +52,10 @@ void timings_free(struct timings *timings);
 
 /* Error of the formula and of both baselines per gpu, framework, kernel, quant and phase. Columns:
  * gpu, framework, kernel, quant, phase, rows (all of the file), rows_ok (without a flag: what the
- * medians are over; a kernel that has only flagged rows, rows_ok = 0, is judged by those), median_ape, p90_ape, proxy_median_ape, roofline_median_ape, median_ape_all,
- * p90_ape_all (over all rows that have a load), unmodelled (rows of unknown distributions), origin
- * (of the constants). Shares; NULL where there are no rows. Returns owned. */
+ * medians are over; a kernel that has only flagged rows, rows_ok = 0, is judged by those),
+ * median_ape, p90_ape, proxy_median_ape, roofline_median_ape, median_ape_all, p90_ape_all (over all
+ * rows that have a load), unmodelled (rows of unknown distributions), origin (of the constants).
+ * Shares; NULL where there are no rows. Returns owned. */
 struct table *timings_validate(const struct timings *timings, struct err *err);
 
 /* The `count` rows with the largest error among those without a flag (and, apart from them, flag

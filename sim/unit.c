@@ -12,14 +12,33 @@
 
 static bool make_bias(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
     size_t experts = (size_t)setup->experts;
+    bool captured = setup->at->start == START_CAPTURED;
     if (!unit->gate.bias) return true;
     unit->bias = arena_alloc(arena, experts, sizeof *unit->bias);
     unit->rounded = arena_alloc(arena, experts, sizeof *unit->rounded);
     if (!unit->bias || !unit->rounded) return false;
-    for (size_t e = 0; e < experts && setup->at->start == START_CAPTURED; e++)
-        unit->bias[e] = (double)setup->captured[e];
+    for (size_t e = 0; e < experts; e++)
+        unit->bias[e] = captured ? (double)setup->captured[e] : setup->at->rule->multiplies ? 1 : 0;
     bias_round(setup->experts, unit->bias, unit->rounded);
     return true;
+}
+
+/* What a rule keeps between tokens and batches. */
+static bool make_rule(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
+    const struct bias_rule *rule = setup->at->rule;
+    size_t experts = (size_t)setup->experts;
+    int64_t batch = setup->variant->batch_tokens;
+    size_t seen = (size_t)(batch < setup->total_tokens ? batch : setup->total_tokens);
+    if (rule->state)
+        unit->state = arena_alloc(arena, experts, (size_t)rule->state * sizeof(double));
+    if (rule->multiplies)
+        unit->product = arena_alloc(arena, (size_t)setup->chunk, experts * sizeof(float));
+    if (rule->needs_scores) {
+        unit->seen = arena_alloc(arena, seen, experts * sizeof(float));
+        unit->sorting = arena_alloc(arena, seen, 2 * sizeof(float));
+    }
+    return (unit->state || !rule->state) && (unit->product || !rule->multiplies) &&
+           ((unit->seen && unit->sorting) || !rule->needs_scores);
 }
 
 static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) {
@@ -48,18 +67,37 @@ static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct 
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
                struct err *err) {
     *unit = (struct unit){.gate = setup->at->gate,
-                          .rate = setup->variant->rate,
+                          .rate = setup->variant->schedule,
+                          .total_tokens = setup->total_tokens,
                           .experts = setup->experts,
-                          .hidden = setup->hidden};
+                          .hidden = setup->hidden,
+                          .leader = setup->leader};
     unit->law = choice_law(setup->variant, setup->at, setup->total_tokens);
+    bool ok = make_buffers(unit, setup->chunk, arena) && make_sums(unit, setup, arena);
+    if (unit->leader) {
+        unit->bias = unit->leader->bias;
+        return ok || err_memory(err, "replay");
+    }
     unit->rule = setup->at->rule->update ? setup->at->rule : NULL;
-    if (make_bias(unit, setup, arena) && make_buffers(unit, setup->chunk, arena) &&
-        make_sums(unit, setup, arena))
-        return true;
-    return err_memory(err, "replay");
+    ok = ok && make_bias(unit, setup, arena) && (!unit->rule || make_rule(unit, setup, arena));
+    return ok || err_memory(err, "replay");
 }
 
 /* ---- routing */
+
+/* A factor instead of an addend: chosen by score times bias, weighed by the score alone. */
+static void route_product(struct unit *unit, const float *logits, const float *scores, int64_t n,
+                          struct routes *out, void *scratch) {
+    struct gate gate = unit->gate;
+    float *weight = out->weight;
+    gate.bias = false;
+    out->weight = NULL;
+    for (int64_t t = 0; t < n; t++)
+        for (int e = 0; e < unit->experts; e++)
+            unit->product[t * unit->experts + e] = scores[t * unit->experts + e] * unit->rounded[e];
+    route_scored(&gate, unit->experts, n, logits, unit->product, NULL, out, scratch);
+    route_weights(&gate, unit->experts, n, logits, scores, out->expert, weight);
+}
 
 static void route(struct unit *unit, const float *logits, const float *scores, int64_t from,
                   int64_t n, void *scratch) {
@@ -67,8 +105,41 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
     int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
-    route_scored(&unit->gate, unit->experts, n, logits + at, scores ? scores + at : NULL,
-                 unit->rounded, &out, scratch);
+    logits += at;
+    if (scores) scores += at;
+    if (unit->product)
+        route_product(unit, logits, scores, n, &out, scratch);
+    else
+        route_scored(&unit->gate, unit->experts, n, logits, scores, unit->rounded, &out, scratch);
+    if (unit->seen)
+        memcpy(unit->seen + unit->batches[0]->filled * unit->experts, scores ? scores : logits,
+               (size_t)(n * unit->experts) * sizeof(float));
+}
+
+/* The leader has chosen: only the weights are our own. */
+static void follow(struct unit *unit, const float *logits, const float *scores, int64_t n) {
+    size_t tokens = (size_t)n;
+    memcpy(unit->expert, unit->leader->expert,
+           tokens * (size_t)unit->gate.topk * sizeof *unit->expert);
+    memcpy(unit->tie, unit->leader->tie, tokens);
+    memcpy(unit->escape, unit->leader->escape, tokens);
+    route_weights(&unit->gate, unit->experts, n, logits, scores, unit->expert, unit->weight);
+}
+
+/* Moves the bias by the batch that has just become full. */
+static void update(struct unit *unit, const struct batches *full) {
+    int64_t done = (full->closed + 1) * full->batch_tokens;
+    const struct bias_batch batch = {
+        .experts = unit->experts,
+        .topk = unit->gate.topk,
+        .tokens = full->filled,
+        .counts = full->counts,
+        .scores = unit->seen,
+        .rate = rate_at(&unit->rate, (double)done / (double)unit->total_tokens),
+        .state = unit->state,
+        .scratch = unit->sorting};
+    unit->rule->update(&batch, unit->bias);
+    bias_round(unit->experts, unit->bias, unit->rounded);
 }
 
 static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
@@ -89,13 +160,13 @@ void unit_route(struct unit *unit, const float *logits, const float *scores, int
     int k = unit->gate.topk;
     struct batches *drive = unit->rule ? unit->batches[0] : NULL;
     if (!unit_takes_scores(unit)) scores = NULL;
-    for (int64_t from = 0; from < n;) {
+    if (unit->leader) follow(unit, logits, scores, n);
+    for (int64_t from = 0; from < n && !unit->leader;) {
         int64_t room = drive ? batches_room(drive) : n;
         int64_t take = room < n - from ? room : n - from;
         route(unit, logits, scores, from, take, scratch);
         if (drive && batches_add(drive, unit->expert + from * k, k, take)) {
-            unit->rule->update(unit->experts, drive->counts, unit->rate, unit->bias);
-            bias_round(unit->experts, unit->bias, unit->rounded);
+            update(unit, drive);
             batches_close(drive);
         }
         from += take;

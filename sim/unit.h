@@ -20,11 +20,17 @@
 struct unit {
     struct choice_law law;
     struct gate gate;             /* effective */
-    const struct bias_rule *rule; /* NULL: static */
-    double rate;
+    const struct bias_rule *rule; /* NULL: static, or moved by the leader */
+    struct rate_schedule rate;
+    int64_t total_tokens;
     double *bias;   /* [E]; NULL when the gate has none */
-    float *rounded; /* [E] as it is added to the scores */
+    float *rounded; /* [E] as it meets the scores */
+    double *state;  /* [rule->state, E] */
+    float *product; /* [n,E] scores times bias, where the rule multiplies */
+    float *seen;    /* [batch,E] scores of the open batch, where the rule needs them */
+    float *sorting; /* [2,batch] scratch of such a rule */
     int experts;
+    struct unit *leader; /* earlier unit with the very same choices and bias: only weights differ */
 
     /* of the chunk in flight */
     int32_t *expert; /* [n,k] */
@@ -61,6 +67,7 @@ struct unit_setup {
     const float *captured;
     int experts;
     bool hidden;
+    struct unit *leader; /* or NULL */
 };
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
                struct err *err);

@@ -111,6 +111,17 @@ static bool check_bias(const struct words *words, const struct variant_layer *at
         return err_set(err, ERR_USAGE,
                        "bias rule %s: gate %.60s is a special function without a place for a bias",
                        at->rule->name, words->gate);
+    bool positive = at->gate.score != SCORE_IDENTITY && at->gate.order == ORDER_SCORE_TOPK;
+    if (at->rule->multiplies && (!positive || at->start == START_CAPTURED))
+        return err_set(err, ERR_USAGE,
+                       "bias rule %s: found %s, expected %s (it multiplies the score)",
+                       at->rule->name,
+                       positive ? "--bias-start captured"
+                                : "scores that can be "
+                                  "negative",
+                       positive ? "zero (a factor of 1)"
+                                : "softmax, sigmoid or "
+                                  "sqrtsoftplus before the choice");
     if (at->start == START_CAPTURED && !layer->bias) {
         if (!words->rule) return true; /* gate_check says it better */
         return err_set(err, ERR_USAGE, "bias rule %s: found no captured bias, expected one%s",
@@ -142,7 +153,9 @@ static bool resolve(const struct words *words, const struct source_layer *layer,
 struct product {
     const struct variant_lists *lists;
     const struct source *source;
-    const struct bias_rule **rules; /* [max(1, bias_rules.count)]; {NULL} = default */
+    const struct bias_rule **rules;  /* [max(1, bias_rules.count)]; {NULL} = default */
+    struct rate_schedule *schedules; /* [max(1, rates.count)] */
+    int schedule_count;
     int size[DIGITS];
     int64_t default_ranks;
 };
@@ -178,21 +191,25 @@ static bool meaningless(const struct product *p, const int *at) {
 static void product_sizes(struct product *p) {
     const struct variant_lists *lists = p->lists;
     const int counts[DIGITS] = {lists->gates.count, lists->scores.count,     lists->groups.count,
-                                lists->norms.count, lists->bias_rules.count, lists->rate_count,
+                                lists->norms.count, lists->bias_rules.count, p->schedule_count,
                                 lists->batch_count, lists->ranks_count};
     for (int d = 0; d < DIGITS; d++) p->size[d] = counts[d] > 0 ? counts[d] : 1;
 }
 
 static bool find_rules(struct product *p, struct err *err) {
     bool any_rate = false;
-    p->rules = calloc((size_t)p->size[RULE], sizeof *p->rules);
-    if (!p->rules) return err_memory(err, "bias rules");
+    p->rules = calloc((size_t)p->lists->bias_rules.count + 1, sizeof *p->rules);
+    p->schedules = calloc((size_t)p->lists->rates.count + 1, sizeof *p->schedules);
+    if (!p->rules || !p->schedules) return err_memory(err, "bias rules");
+    if (!rate_parse(p->lists->rates.item, p->lists->rates.count, p->schedules, &p->schedule_count,
+                    err))
+        return false;
     for (int i = 0; i < p->lists->bias_rules.count; i++) {
         p->rules[i] = bias_rule_find(p->lists->bias_rules.item[i], err);
         if (!p->rules[i]) return false;
         any_rate = any_rate || p->rules[i]->needs_rate;
     }
-    if (p->lists->rate_count > 0 && !any_rate)
+    if (p->schedule_count > 0 && !any_rate)
         return err_set(err, ERR_USAGE,
                        "--bias-rate: found no rule that has a rate, expected --bias-rule sign (or "
                        "another that updates)");
@@ -217,6 +234,7 @@ static void print_words(struct variant *v, const struct words *words, const stru
     int n = snprintf(v->label, sizeof v->label, "%.200s", words->gate);
     const char *const parts[] = {words->score, words->groups ? "groups=" : NULL, words->groups,
                                  words->norm ? "norm=" : NULL, words->norm};
+    char rate[RATE_TEXT_BYTES];
     bool joined = false;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (!parts[i] || n >= (int)sizeof v->label) continue;
@@ -227,8 +245,10 @@ static void print_words(struct variant *v, const struct words *words, const stru
     memcpy(v->gate, v->label, sizeof v->gate);
     if (words->rule && n < (int)sizeof v->label)
         n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %s", words->rule->name);
-    if (!isnan(v->rate) && n < (int)sizeof v->label)
-        n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %g", v->rate);
+    if (v->schedule.pieces > 0 && n < (int)sizeof v->label) {
+        rate_print(&v->schedule, rate);
+        n += snprintf(v->label + n, sizeof v->label - (size_t)n, " %s", rate);
+    }
     if (p->size[BATCH] > 1 && n < (int)sizeof v->label)
         n += snprintf(v->label + n, sizeof v->label - (size_t)n, " N=%lld",
                       (long long)v->batch_tokens);
@@ -243,6 +263,22 @@ static bool check_ranks(const struct variant *v, const struct source *source, st
                            "--ranks: found %d, expected a divisor of the %d experts of layer %d "
                            "(ranks hold equal contiguous blocks)",
                            v->ranks, source->layer[l].experts, source->layer[l].layer);
+    return true;
+}
+
+/* Rules that look at the scores of a whole batch must hold them in memory. */
+static bool check_memory(const struct variant *v, const struct bias_rule *rule,
+                         const struct source *source, struct err *err) {
+    const double most = 1073741824.0;
+    int64_t batch = v->batch_tokens < source->tokens ? v->batch_tokens : source->tokens;
+    for (int l = 0; rule && rule->needs_scores && l < source->layers; l++)
+        if ((double)batch * source->layer[l].experts * sizeof(float) > most)
+            return err_set(
+                err, ERR_USAGE,
+                "--batch-tokens: found %lld, expected at most %.0f with bias rule %s (it "
+                "holds the scores of a batch in memory)",
+                (long long)v->batch_tokens, most / (source->layer[l].experts * sizeof(float)),
+                rule->name);
     return true;
 }
 
@@ -264,13 +300,18 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     const struct variant_lists *lists = p->lists;
     struct words words = words_at(p, at);
     bool rated = words.rule && words.rule->needs_rate;
-    v->rate = !rated ? NAN : lists->rate_count > 0 ? lists->rates[at[RATE]] : VARIANT_RATE;
+    if (rated && p->schedule_count > 0)
+        v->schedule = p->schedules[at[RATE]];
+    else if (rated)
+        v->schedule = (struct rate_schedule){.pieces = 1, .rate = {words.rule->rate}};
+    v->rate = rated ? v->schedule.rate[0] : NAN;
     v->batch_tokens =
         lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
     v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
     v->same_why = "";
     print_words(v, &words, p);
-    if (!check_ranks(v, p->source, err)) return false;
+    if (!check_ranks(v, p->source, err) || !check_memory(v, words.rule, p->source, err))
+        return false;
     for (int l = 0; l < p->source->layers; l++)
         if (!resolve(&words, &p->source->layer[l], &layer[l], err))
             return err_context(err, "variant %d: layer %d", v->number, p->source->layer[l].layer);
@@ -317,9 +358,11 @@ static int find_twin(const struct variant_set *set, const struct source *source,
     return -1;
 }
 
-static void derive_twins(struct variant_set *set, const struct source *source) {
+bool variant_set_derive(struct variant_set *set, const struct source *source, struct err *err) {
     for (int i = 1; i < set->count; i++) {
         struct variant *v = &set->variant[i];
+        v->same_as = 0;
+        v->same_why = "";
         int twin = find_twin(set, source, i);
         if (twin < 0) continue;
         struct choice_law a =
@@ -330,6 +373,7 @@ static void derive_twins(struct variant_set *set, const struct source *source) {
         str_printf(&set->notes, "variant %d (%s): same load as variant %d: %s\n", v->number,
                    v->label, v->same_as, v->same_why);
     }
+    return !set->notes.failed || err_memory(err, "notes");
 }
 
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer) {
@@ -343,8 +387,9 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
     bool ok = false;
     *set = (struct variant_set){.layers = source->layers};
     p.default_ranks = variant_default_ranks(source);
+    if (!find_rules(&p, err)) goto done;
     product_sizes(&p);
-    if (!find_rules(&p, err) || !count_variants(&p, &set->count, err)) goto done;
+    if (!count_variants(&p, &set->count, err)) goto done;
     set->variant = calloc((size_t)set->count, sizeof *set->variant);
     set->at = calloc((size_t)set->count * (size_t)set->layers, sizeof *set->at);
     if (!set->variant || !set->at) {
@@ -360,10 +405,12 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
         made++;
     } while (next(&p, at));
     note_biases(set, source);
-    derive_twins(set, source);
-    ok = !set->notes.failed || err_memory(err, "notes");
+    bool automatic = false; /* then rates are still to be found: auto_rate derives */
+    for (int i = 0; i < set->count; i++) automatic |= set->variant[i].schedule.automatic;
+    ok = automatic || variant_set_derive(set, source, err);
 done:
     free((void *)p.rules);
+    free(p.schedules);
     return ok;
 }
 

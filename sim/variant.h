@@ -17,6 +17,7 @@
 #include "base/str.h"
 #include "router/bias.h"
 #include "router/gate.h"
+#include "sim/rate.h"
 #include "sim/source.h"
 
 enum bias_start { START_DEFAULT, START_ZERO, START_CAPTURED };
@@ -29,14 +30,12 @@ struct texts {
 
 /* The user's lists; an empty one takes its default. Borrowed. */
 struct variant_lists {
-    struct texts gates;  /* gate specifications; default: native */
-    struct texts scores; /* override the score of each gate */
-    struct texts groups; /* none, N:KEEP:RULE */
-    struct texts norms;  /* none, sum:EPS, ... */
-    struct texts
-        bias_rules;      /* default: frozen where score and bias are the captured ones, else none */
-    const double *rates; /* default: VARIANT_RATE */
-    int rate_count;
+    struct texts gates;      /* gate specifications; default: native */
+    struct texts scores;     /* override the score of each gate */
+    struct texts groups;     /* none, N:KEEP:RULE */
+    struct texts norms;      /* none, sum:EPS, ... */
+    struct texts bias_rules; /* default: frozen where score and bias are the captured, else none */
+    struct texts rates;      /* as rate.h reads them; default: the rule's own */
     const int64_t *batch_tokens; /* default: VARIANT_BATCH_TOKENS */
     int batch_count;
     const int64_t *ranks; /* default: variant_default_ranks */
@@ -44,7 +43,6 @@ struct variant_lists {
     enum bias_start start; /* default: zero for rules that update, captured for frozen */
 };
 
-#define VARIANT_RATE 0.001 /* Loss-Free Balancing and DeepSeek-V3 */
 enum { VARIANT_BATCH_TOKENS = 4096, VARIANT_MAX = 10000 };
 
 /* What a variant is at one layer. */
@@ -62,8 +60,9 @@ struct variant {
                                         differ */
     char label[2 * GATE_TEXT_BYTES]; /* as asked, short */
     const char *rule;                /* name; "mixed" where the default differs between layers */
-    double rate;                     /* NaN when the rule has none */
-    enum bias_start start;           /* START_DEFAULT when no layer has a bias */
+    double rate;                     /* the first of the schedule; NaN when the rule has none */
+    struct rate_schedule schedule;
+    enum bias_start start; /* START_DEFAULT when no layer has a bias */
     int64_t batch_tokens;
     int ranks;
     int same_as;          /* smaller variant of provably equal load at every layer; 0 = none */
@@ -77,11 +76,13 @@ struct variant_set {
     struct str notes; /* lines for the user: foreign biases, dropped biases, empty comparisons */
 };
 
-/* Builds, resolves and checks the product; derives same_as (same_as.h). Refuses with the reason
- * what cannot run at some layer. Nothing is kept of `lists`. Release with variant_set_free in any
- * case. */
+/* Builds, resolves and checks the product; derives same_as (variant_set_derive). Refuses with the
+ * reason what cannot run at some layer. Nothing is kept of `lists`. Release with variant_set_free
+ * in any case. */
 bool variant_set_build(struct variant_set *set, const struct variant_lists *lists,
                        const struct source *source, struct err *err);
+/* Derives same_as (same_as.h) anew, with a note for each, once rates have changed. */
+bool variant_set_derive(struct variant_set *set, const struct source *source, struct err *err);
 void variant_set_free(struct variant_set *set);
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer);
 

@@ -299,7 +299,8 @@ static void sign_rule_moves_against_the_load(void **state) {
     test_ok(rule, &err);
     const int64_t counts[4] = {10, 2, 6, 6};
     double bias[4] = {0, 0, 0, 0.5};
-    rule->update(4, counts, 0.001, bias);
+    const struct bias_batch batch = {.experts = 4, .counts = counts, .rate = 0.001};
+    rule->update(&batch, bias);
     assert_true(bias[0] == -0.001 && bias[1] == 0.001 && bias[2] == 0 && bias[3] == 0.5);
     assert_null(bias_rule_find("nothing", &err));
     assert_non_null(strstr(err.text, "frozen"));

@@ -56,7 +56,7 @@ static const char *const some_scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
 static const char *const some_groups[] = {"none", "4:2:max", "4:2:top2sum"};
 static const char *const some_norms[] = {"none", "sum:1e-20"};
 static const char *const some_rules[] = {"none", "sign"};
-static const double some_rates[] = {0.001, 0.05};
+static const char *const some_rates[] = {"0.001", "0.05"};
 static const int64_t some_batches[] = {100, 512};
 static const int64_t some_ranks[] = {2, 8};
 
@@ -64,8 +64,7 @@ static const struct variant_lists sweep = {.scores = {some_scores, 3},
                                            .groups = {some_groups, 3},
                                            .norms = {some_norms, 2},
                                            .bias_rules = {some_rules, 2},
-                                           .rates = some_rates,
-                                           .rate_count = 2,
+                                           .rates = {some_rates, 2},
                                            .batch_tokens = some_batches,
                                            .batch_count = 2,
                                            .ranks = some_ranks,
@@ -115,15 +114,14 @@ static void a_variant_alone_equals_itself_in_a_sweep(void **state) {
     kept_run(&all, &sweep, &m.source, &options);
     for (int i = 0; i < all.set.count; i += 5) {
         const struct variant *v = &all.set.variant[i];
-        bool rated = !isnan(v->rate);
+        const char *rate = some_rates[v->rate == 0.05];
         int64_t ranks = v->ranks;
         /* nesting: score, groups, norm, rule with its rates (1 + 2), batch, ranks */
         struct variant_lists lists = {.scores = {&some_scores[i / 72], 1},
                                       .groups = {&some_groups[i / 24 % 3], 1},
                                       .norms = {&some_norms[i / 12 % 2], 1},
                                       .bias_rules = {&some_rules[i / 4 % 3 > 0], 1},
-                                      .rates = &v->rate,
-                                      .rate_count = rated,
+                                      .rates = {&rate, !isnan(v->rate)},
                                       .batch_tokens = &v->batch_tokens,
                                       .batch_count = 1,
                                       .ranks = &ranks,
@@ -330,16 +328,13 @@ static void saturation_is_noticed(void **state) {
 /* What moves no bias is no difference: rate 0, a batch that never ends before the last token. */
 static void a_bias_that_never_moves_is_none(void **state) {
     static const char *const rules[] = {"none", "sign"};
-    const double rates[] = {0, 0.01};
+    static const char *const rates[] = {"0", "0.01"};
     const int64_t batches[] = {100, 5000};
     struct model m;
     struct variant_set set;
     struct err err;
-    struct variant_lists lists = {.bias_rules = {rules, 2},
-                                  .rates = rates,
-                                  .rate_count = 2,
-                                  .batch_tokens = batches,
-                                  .batch_count = 2};
+    struct variant_lists lists = {
+        .bias_rules = {rules, 2}, .rates = {rates, 2}, .batch_tokens = batches, .batch_count = 2};
     (void)state;
     model_init(&m, 25);
     m.source.layers = 1; /* the layer without a captured bias */

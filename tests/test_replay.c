@@ -17,7 +17,8 @@ struct world {
     int64_t *order;
     char gate[256], native[256];
     const char *rule, *gate_item;
-    double rate;
+    char rate_text[40];
+    const char *rate;
     int64_t batch, ranks;
     struct variant_lists lists;
     struct source_layer layer;
@@ -62,7 +63,8 @@ static void world_init(struct world *w, uint64_t seed) {
     w->slow.ranks = (int)w->ranks;
     w->slow.logits = w->logits;
     w->slow.order = w->order;
-    w->rate = w->slow.rate;
+    snprintf(w->rate_text, sizeof w->rate_text, "%.17g", w->slow.rate);
+    w->rate = w->rate_text;
     w->gate_item = w->gate;
     w->lists = (struct variant_lists){.gates = {&w->gate_item, 1},
                                       .bias_rules = {&w->rule, 1},
@@ -71,7 +73,7 @@ static void world_init(struct world *w, uint64_t seed) {
                                       .ranks = &w->ranks,
                                       .ranks_count = 1};
     w->lists.start = w->slow.from_captured ? START_CAPTURED : START_ZERO;
-    if (w->rate > 0) w->lists.rates = &w->rate, w->lists.rate_count = 1;
+    if (w->slow.rate > 0) w->lists.rates = (struct texts){&w->rate, 1};
     w->layer = (struct source_layer){.layer = 3, .experts = experts, .bias = w->slow.captured};
     test_ok(gate_parse(w->native, NULL, &w->layer.native, &err), &err);
     w->arrays.logits = (const float *const *)&w->logits;
@@ -173,7 +175,7 @@ static void sign_rule_acts_from_the_next_batch(void **state) {
     float logits[TOKENS * EXPERTS];
     const float *rows = logits;
     const char *rule = "sign";
-    const double rate = 0.75;
+    const char *rate = "0.75";
     const int64_t batch = 2, ranks = 2;
     struct source_layer layer = {.layer = 0, .experts = EXPERTS};
     struct source_arrays arrays = {.logits = &rows};
@@ -181,8 +183,7 @@ static void sign_rule_acts_from_the_next_batch(void **state) {
     struct kept kept;
     struct err err;
     struct variant_lists lists = {.bias_rules = {&rule, 1},
-                                  .rates = &rate,
-                                  .rate_count = 1,
+                                  .rates = {&rate, 1},
                                   .batch_tokens = &batch,
                                   .batch_count = 1,
                                   .ranks = &ranks,
@@ -212,7 +213,7 @@ static void product_numbers_variants_with_the_last_list_fastest(void **state) {
     static const char *const gates[] = {"native", "native,topk=1"};
     static const char *const scores[] = {"softmax", "sigmoid"};
     static const char *const rules[] = {"none", "sign"};
-    const double rates[] = {0.001, 0.01};
+    static const char *const rates[] = {"0.001", "0.01"};
     const int64_t batches[] = {64, 128};
     struct source_layer layer = {.layer = 0, .experts = 8};
     struct source source = {.tokens = 1000, .layers = 1, .layer = &layer};
@@ -221,8 +222,7 @@ static void product_numbers_variants_with_the_last_list_fastest(void **state) {
     struct variant_lists lists = {.gates = {gates, 2},
                                   .scores = {scores, 2},
                                   .bias_rules = {rules, 2},
-                                  .rates = rates,
-                                  .rate_count = 2,
+                                  .rates = {rates, 2},
                                   .batch_tokens = batches,
                                   .batch_count = 2};
     (void)state;
@@ -276,28 +276,29 @@ static void bias_rule_defaults_follow_the_score(void **state) {
 static void impossible_variants_are_refused_with_the_reason(void **state) {
     static const struct {
         const char *gate, *score, *groups, *norm, *rule;
-        double rate;
+        const char *rate;
         int64_t ranks;
         const char *says;
     } cases[] = {
-        {"softmax,topk=9", NULL, NULL, NULL, NULL, 0, 0, "found 9, expected at most the 8"},
-        {"native", NULL, "3:1:max", NULL, NULL, 0, 0, "divisor of 8"},
-        {"native", NULL, "8:1:max", NULL, NULL, 0, 0, "at least topk=2"},
-        {"native", NULL, "8:4:top2sum", NULL, NULL, 0, 0, "groups of 1 expert"},
-        {"native", NULL, "4:5:max", NULL, NULL, 0, 0, "--groups 4:5:max"},
-        {"native", "tanh", NULL, NULL, NULL, 0, 0, "--score: found \"tanh\""},
-        {"native", "softmax,bias", NULL, NULL, NULL, 0, 0, "--score: found"},
-        {"native", NULL, NULL, "mean", NULL, 0, 0, "--norm mean"},
-        {"native", NULL, NULL, NULL, "nudge", 0, 0, "bias rule: found \"nudge\""},
-        {"native", NULL, NULL, NULL, "frozen", 0, 0, "found no captured bias"},
-        {"native,bias", NULL, NULL, NULL, NULL, 0, 0, "no correction bias"},
-        {"native", NULL, NULL, NULL, NULL, 0.001, 0, "--bias-rate"},
-        {"native", NULL, NULL, NULL, "none", 0.001, 0, "--bias-rate"},
-        {"native", NULL, NULL, NULL, NULL, 0, 3, "--ranks: found 3, expected a divisor of the 8"},
-        {"native", NULL, NULL, NULL, NULL, 0, 16, "--ranks: found 16"},
-        {"phimoe", NULL, NULL, NULL, "sign", 0, 0, "without a place for a bias"},
-        {"phimoe", "sigmoid", NULL, NULL, NULL, 0, 0, "special function"},
-        {"no-such-gate", NULL, NULL, NULL, NULL, 0, 0, "--gate no-such-gate"},
+        {"softmax,topk=9", NULL, NULL, NULL, NULL, NULL, 0, "found 9, expected at most the 8"},
+        {"native", NULL, "3:1:max", NULL, NULL, NULL, 0, "divisor of 8"},
+        {"native", NULL, "8:1:max", NULL, NULL, NULL, 0, "at least topk=2"},
+        {"native", NULL, "8:4:top2sum", NULL, NULL, NULL, 0, "groups of 1 expert"},
+        {"native", NULL, "4:5:max", NULL, NULL, NULL, 0, "--groups 4:5:max"},
+        {"native", "tanh", NULL, NULL, NULL, NULL, 0, "--score: found \"tanh\""},
+        {"native", "softmax,bias", NULL, NULL, NULL, NULL, 0, "--score: found"},
+        {"native", NULL, NULL, "mean", NULL, NULL, 0, "--norm mean"},
+        {"native", NULL, NULL, NULL, "nudge", NULL, 0, "bias rule: found \"nudge\""},
+        {"native", NULL, NULL, NULL, "frozen", NULL, 0, "found no captured bias"},
+        {"native,bias", NULL, NULL, NULL, NULL, NULL, 0, "no correction bias"},
+        {"native", NULL, NULL, NULL, NULL, "0.001", 0, "--bias-rate"},
+        {"native", NULL, NULL, NULL, "none", "0.001", 0, "--bias-rate"},
+        {"native", NULL, NULL, NULL, NULL, NULL, 3,
+         "--ranks: found 3, expected a divisor of the 8"},
+        {"native", NULL, NULL, NULL, NULL, NULL, 16, "--ranks: found 16"},
+        {"phimoe", NULL, NULL, NULL, "sign", NULL, 0, "without a place for a bias"},
+        {"phimoe", "sigmoid", NULL, NULL, NULL, NULL, 0, "special function"},
+        {"no-such-gate", NULL, NULL, NULL, NULL, NULL, 0, "--gate no-such-gate"},
     };
     struct source_layer layer = {.layer = 7, .experts = 8};
     struct source source = {.tokens = 10, .layers = 1, .layer = &layer};
@@ -311,8 +312,7 @@ static void impossible_variants_are_refused_with_the_reason(void **state) {
                                       .groups = {&cases[i].groups, cases[i].groups != NULL},
                                       .norms = {&cases[i].norm, cases[i].norm != NULL},
                                       .bias_rules = {&cases[i].rule, cases[i].rule != NULL},
-                                      .rates = &cases[i].rate,
-                                      .rate_count = cases[i].rate > 0,
+                                      .rates = {&cases[i].rate, cases[i].rate != NULL},
                                       .ranks = &cases[i].ranks,
                                       .ranks_count = cases[i].ranks > 0};
         bool built = variant_set_build(&set, &lists, &source, &err);

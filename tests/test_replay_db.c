@@ -94,12 +94,11 @@ static const char sweep[] = "--score sigmoid,softmax --bias-rule none,frozen,sig
 static void views_hold_what_the_replay_computed(void **state) {
     static const char *const scores[] = {"sigmoid", "softmax"};
     static const char *const rules[] = {"none", "frozen", "sign"};
-    const double rates[] = {0.001, 0.02};
+    static const char *const rates[] = {"0.001", "0.02"};
     const int64_t batch = 128, ranks = 4;
     struct variant_lists lists = {.scores = {scores, 2},
                                   .bias_rules = {rules, 3},
-                                  .rates = rates,
-                                  .rate_count = 2,
+                                  .rates = {rates, 2},
                                   .batch_tokens = &batch,
                                   .batch_count = 1,
                                   .ranks = &ranks,
@@ -271,6 +270,8 @@ static void refusals_leave_the_file_as_it_was(void **state) {
         {"--ranks 0", 2, "--ranks"},
         {"--batch-tokens 0", 2, "--batch-tokens"},
         {"--bias-rate -1 --bias-rule sign", 2, "--bias-rate"},
+        {"--bias-rate 0.1@0,0.2@0.5 --bias-rule sign", 2, "expected a percentage"},
+        {"--bias-rate 0.1@50% --bias-rule sign", 2, "expected a piece at 0"},
         {"--bias-rate nan --bias-rule sign", 2, "--bias-rate"},
         {"--bias-start half", 2, "--bias-start: found \"half\""},
         {"--order reversed", 2, "--order"},

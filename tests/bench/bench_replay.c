@@ -16,16 +16,16 @@ enum { LAYERS = 4, TOKENS = 4096 };
 static const char *const scores[] = {"softmax", "sigmoid"};
 static const char *const norms[] = {"none", "sum", "sum:1e-6", "clamp:1e-9"};
 static const char *const sign[] = {"sign"};
-static const double rates[] = {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2};
+static const char *const rates[] = {"1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2"};
 
 static const struct {
     const char *name;
     struct variant_lists lists;
 } sweeps[] = {
-    {"native", {.rate_count = 0}},
+    {"native", {.batch_count = 0}},
     {"2 scores", {.scores = {scores, 2}}},
     {"4 norms", {.norms = {norms, 4}}},
-    {"8 sign rates", {.bias_rules = {sign, 1}, .rates = rates, .rate_count = 8}},
+    {"8 sign rates", {.bias_rules = {sign, 1}, .rates = {rates, 8}}},
 };
 
 struct scene {
