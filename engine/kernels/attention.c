@@ -86,7 +86,7 @@ static void pack_job(void *context, int64_t index, int worker) {
         const float *from =
             job->k + (job->start[span.window] + key) * job->ldk + kv_head * job->head_k;
         plan->kernels->transpose((uint32_t *)panel_of_keys(plan, kv_head, span.window, key), from,
-                                 job->ldk * (int64_t)sizeof(float), cols, job->dim);
+                                 job->ldk * (int64_t)sizeof(float), cols, job->dim, false);
     }
     pack_values(plan, kv_head, span.window, span.first, last);
     if (last == tokens) /* the last panel is read in pairs of keys */

@@ -130,7 +130,9 @@ INLINE void transpose8(__m256 r[8]) {
     for (int i = 0; i < 8; i++) r[i] = t[i];
 }
 
-static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k) {
+static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream) {
+    (void)stream;
     for (int64_t i = 0; i < k; i += 8) {
         const int n = k - i < 8 ? (int)(k - i) : 8;
         const __m256i mask = lanes(n);

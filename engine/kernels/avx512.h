@@ -14,7 +14,8 @@ void avx512_tile_bf16(const struct tile *t);
 void avx512_pack_a(void *dst, const float *const *row, int rows, int64_t offset, int k);
 /* dst[k][rows] <- row[rows][k], words, rows <= 16. */
 void avx512_pack_words(uint32_t *dst, const uint32_t *const *row, int rows, int k);
-void avx512_transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k);
+void avx512_transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream);
 void avx512_round(uint16_t *dst, const float *src, int64_t n);
 void avx512_f16_to_f32(float *dst, const uint16_t *src, int64_t n);
 float avx512_dot(const float *x, const float *y, int64_t n);

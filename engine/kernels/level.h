@@ -47,8 +47,9 @@ struct kernels {
     pack_a_fn pack_a[PANEL_KINDS];
     tile_fn tile[PANEL_KINDS];
     /* dst[k][32] <- src[cols][k] of 32-bit units, stride in bytes, unaligned; columns >= cols: 0.
-     */
-    void (*transpose)(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k);
+     * stream: dst is not needed soon, so it may bypass the caches. */
+    void (*transpose)(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream);
     void (*f16_to_f32)(float *dst, const uint16_t *src, int64_t n);
     void (*f32_to_bf16)(uint16_t *dst, const float *src, int64_t n); /* to nearest even */
     float (*dot)(const float *x, const float *y, int64_t n);

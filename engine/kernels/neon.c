@@ -114,7 +114,9 @@ INLINE void transpose4(uint32_t *dst, const char *src, int64_t stride_bytes) {
 #undef PAIRS
 }
 
-static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k) {
+static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream) {
+    (void)stream;
     const char *from = src;
     for (int64_t i = 0; i < k; i += 4)
         for (int c = 0; c < PANEL_COLS; c += 4) {

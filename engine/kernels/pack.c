@@ -80,11 +80,11 @@ static void pack_block(const struct packing *p, int64_t n, int cols, int64_t k0,
                   (n + cols <= p->rows[0] || n >= p->rows[0]);
     if (direct) {
         const char *from = source_row(p, n) + k0 * element_bytes(p->type);
-        p->kernels->transpose(dst, from, stride, cols, units);
+        p->kernels->transpose(dst, from, stride, cols, units, true);
         return;
     }
     for (int c = 0; c < cols; c++) convert_row(p, block + c * BLOCK_K, source_row(p, n + c), k0, k);
-    p->kernels->transpose(dst, block, BLOCK_K * 4, cols, units);
+    p->kernels->transpose(dst, block, BLOCK_K * 4, cols, units, true);
 }
 
 static void pack_panel(void *context, int64_t panel, int worker) {

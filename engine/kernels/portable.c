@@ -45,7 +45,9 @@ static void f32_to_bf16(uint16_t *dst, const float *src, int64_t n) {
     for (int64_t i = 0; i < n; i++) dst[i] = bf16_of(src[i]);
 }
 
-static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k) {
+static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int cols, int64_t k,
+                      bool stream) {
+    (void)stream;
     const char *from = src;
     for (int64_t i = 0; i < k; i++)
         for (int c = 0; c < PANEL_COLS; c++) {

@@ -16,7 +16,7 @@ struct set {
     const struct kernels *kernels;
     struct pool *pool;
     char *memory; /* packed matrices */
-    void *raw;    /* one unpacked matrix */
+    char *raw;    /* as many unpacked ones: packing reads cold rows */
     float *a, *c;
     struct gemm item;
     enum kernel_type type;
@@ -52,8 +52,9 @@ static void run_product(void *context) {
 static void run_packing(void *context) {
     struct set *set = context;
     char *to = set->memory + set->next * (int64_t)((set->bytes + 63) / 64 * 64);
+    const char *from = set->raw + set->next * set->n * set->k * (set->type == KERNEL_F32 ? 4 : 2);
     set->next = (set->next + 1) % set->matrices;
-    packed_make(set->kernels, set->pool, to, set->type, set->raw, set->n, set->k, set->bf16);
+    packed_make(set->kernels, set->pool, to, set->type, from, set->n, set->k, set->bf16);
 }
 
 static void set_open(struct set *set) {
@@ -61,10 +62,10 @@ static void set_open(struct set *set) {
     set->bytes = packed_bytes(set->type, set->n, set->k, set->bf16);
     set->matrices = SET_BYTES / (int64_t)set->bytes + 1;
     set->memory = allocate(((set->bytes + 63) / 64 * 64) * (size_t)set->matrices);
-    set->raw = allocate((size_t)(set->n * set->k) * element);
+    set->raw = allocate((size_t)(set->matrices * set->n * set->k) * element);
     set->a = allocate((size_t)(MOST_ROWS * set->k) * 4);
     set->c = allocate((size_t)(MOST_ROWS * set->n) * 4);
-    fill(set->raw, (size_t)(set->n * set->k) * element);
+    fill(set->raw, (size_t)(set->matrices * set->n * set->k) * element);
     fill(set->a, (size_t)(MOST_ROWS * set->k) * 4);
     for (int64_t i = 0; i < set->matrices; i++) run_packing(set);
     set->item = (struct gemm){.a = set->a, .c = set->c, .lda = set->k, .ldc = set->n};
