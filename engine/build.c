@@ -415,6 +415,11 @@ static bool fits(const struct json *root, const struct family *family, const cha
 
 static bool unknown_family(const char *path, const char *type, struct err *err) {
     struct str known = {0};
+    for (const struct family_absent *f = families_absent; f->type; f++)
+        if (strcmp(f->type, type) == 0)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: model_type: found %s, which is known but not supported: %s", path,
+                           type, f->reason);
     for (const struct family *f = families; f->type; f++)
         str_printf(&known, "%s%s", f == families ? "" : ", ", f->type);
     err_set(err, ERR_UNSUPPORTED, "%s: model_type: found %.60s, expected one of %.380s", path, type,

@@ -88,6 +88,12 @@ struct family {
 /* Ends with type == NULL. */
 extern const struct family families[];
 
+/* Families that we know and do not run, and why. Ends with type == NULL. */
+struct family_absent {
+    const char *type, *reason;
+};
+extern const struct family_absent families_absent[];
+
 /* Builds the spec of a config (root object of config.json). Names live in the arena. An unknown
  * model_type is refused with the list of known ones; a known but unsupported one by name. */
 bool spec_build(const struct json *root, const char *path, struct arena *arena,

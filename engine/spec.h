@@ -127,9 +127,9 @@ struct layer_spec {
 
 /* Rotation of pairs by pos * inv_freq; cos and sin are multiplied by scale. */
 struct rope {
-    int dims;         /* r: the first r dims of a head (MLA: of its rope part) */
-    bool interleaved; /* pairs (2j, 2j+1), else (j, j + r/2) */
-    float scale, scale_long; /* for windows up to, and beyond long_from */
+    int dims;                   /* r: the first r dims of a head (MLA: of its rope part) */
+    bool interleaved;           /* pairs (2j, 2j+1), else (j, j + r/2) */
+    float scale, scale_long;    /* for windows up to, and beyond long_from */
     const float *inv_freq;      /* [r/2] */
     const float *inv_freq_long; /* longrope: for windows longer than long_from; else NULL */
     int64_t long_from;
