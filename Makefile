@@ -45,13 +45,19 @@ BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c) tests/support_log
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 LIB     := $(O)/libsteelyard.a
 
-all: $(B)/steelyard ## the program: build/steelyard
+all: $(B)/steelyard $(if $(SAN),,$(B)/steelyard.so) ## the program: build/steelyard, and its SQLite extension
 
 # replaced whenever it differs: another mode may have been built in between
 $(B)/steelyard: $(O)/steelyard .FORCE ; $(Q)cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
 .FORCE:
 $(O)/steelyard: $(CLI) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(CLI) $(LIB) $(LIBS)
 $(LIB): $(OBJECTS) ; @echo "  AR  $@"; rm -f $@ && ar rcs $@ $(OBJECTS)
+
+# router_score for any SQLite shell: SQLite comes from the host, so nothing of traces/db.c is in it
+EXT     := traces/extension/steelyard.c traces/score_table.c
+EXT_O   := $(filter $(O)/router/%,$(OBJECTS)) $(O)/base/err.o $(O)/base/str.o
+$(B)/steelyard.so: $(EXT) traces/score_table.h $(EXT_O)
+	@echo "  LD  $@"; $(CC) $(CFLAGS_) -DSTEELYARD_EXTENSION -shared -Wl,-Bsymbolic -Wl,-z,defs -o $@.new $(EXT) $(EXT_O) -lm && mv $@.new $@
 
 # every object also depends on the embedded texts' list and on the flags of this Makefile
 $(O)/%.o: %.c Makefile | $(B)/embed/embed.h

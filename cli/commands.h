@@ -13,6 +13,7 @@
     X(import)                                                                                      \
     X(replay)                                                                                      \
     X(show)                                                                                        \
+    X(sql)                                                                                         \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
     X(cluster)                                                                                     \

@@ -10,14 +10,13 @@
 #include "base/str.h"
 #include "embed.h"
 #include "traces/internal.h"
+#include "traces/score_table.h"
 
-static const struct {
-    const char *name, *sql;
-} queries[] = {
+const struct trace_named_query trace_named_queries[] = {
 #define X(name) {#name, embed_traces_queries_##name##_sql},
     TRACE_QUERIES(X)
 #undef X
-};
+        {NULL, NULL}};
 
 static bool bind_values(struct db *db, sqlite3_stmt *row, const struct query_value *values,
                         int count, struct err *err) {
@@ -126,12 +125,13 @@ static struct table *collect(struct db *db, sqlite3_stmt *row, struct err *err) 
 struct table *trace_query(struct trace *trace, const char *name, const struct query_value *values,
                           int count, struct err *err) {
     const char *sql = NULL;
-    for (size_t i = 0; i < sizeof queries / sizeof *queries; i++)
-        if (strcmp(queries[i].name, name) == 0) sql = queries[i].sql;
+    for (const struct trace_named_query *q = trace_named_queries; q->name; q++)
+        if (strcmp(q->name, name) == 0) sql = q->sql;
     if (!sql) {
         err_set(err, ERR_USAGE, "query '%.60s': there is none of this name", name);
         return NULL;
     }
+    score_table_register(trace->db.handle);
     sqlite3_stmt *row = db_prepare(&trace->db, sql, err);
     struct table *table = NULL;
     if (row && bind_values(&trace->db, row, values, count, err))
@@ -145,7 +145,8 @@ struct table *trace_sql(struct trace *trace, const char *sql, struct err *err) {
     sqlite3_stmt *row = NULL;
     const char *rest = "";
     struct table *table = NULL;
-    int code = sqlite3_prepare_v2(db->handle, sql, -1, &row, &rest);
+    int code = score_table_register(db->handle);
+    if (code == SQLITE_OK) code = sqlite3_prepare_v2(db->handle, sql, -1, &row, &rest);
     if (code != SQLITE_OK)
         err_set(err, ERR_USAGE, "SQL: %.400s", sqlite3_errmsg(db->handle));
     else if (!row || strspn(rest, " \t\r\n;") != strlen(rest))

@@ -28,7 +28,17 @@
     X(study_trajectory)                                                                            \
     X(study_weights)                                                                               \
     X(study_layer_table)                                                                           \
-    X(study_variant_table)
+    X(study_variant_table)                                                                         \
+    X(load_by_domain)                                                                              \
+    X(tokens_of_expert)                                                                            \
+    X(experts_of_token)                                                                            \
+    X(contested_tokens)                                                                            \
+    X(ties)                                                                                        \
+    X(nll_by_expert)                                                                               \
+    X(coactivation)                                                                                \
+    X(unused_experts)                                                                              \
+    X(weight_by_rank)                                                                              \
+    X(expert_persistence)
 
 struct query_value {
     enum { QUERY_NULL, QUERY_INT, QUERY_REAL, QUERY_TEXT } kind;
@@ -40,11 +50,18 @@ struct query_value {
 #define QUERY_R(x) ((struct query_value){.kind = QUERY_REAL, .real = (x)})
 #define QUERY_T(x) ((struct query_value){.kind = QUERY_TEXT, .text = (x)})
 
+/* The named queries, for lists; ends with name == NULL. The text begins with a comment that says
+ * what it answers. */
+struct trace_named_query {
+    const char *name, *sql;
+};
+extern const struct trace_named_query trace_named_queries[];
+
 /* Runs the named query. Columns are named as in the SQL; a column's kind is that of its declared
  * type, else of its first value that is not NULL. Returns owned; NULL with err set. */
 struct table *trace_query(struct trace *trace, const char *name, const struct query_value *values,
                           int count, struct err *err);
-/* The same for a text of the user's: one read-only statement. */
+/* The same for a text of the user's: one read-only statement. Both see the table router_score. */
 struct table *trace_sql(struct trace *trace, const char *sql, struct err *err);
 
 #endif
