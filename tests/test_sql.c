@@ -125,7 +125,6 @@ static void constraints_select_the_rows_that_they_describe(void **state) {
                                          "@token = -1",
                                          "@token >= 38 AND @token < 43",
                                          "@token > 38.5 AND @token <= 41.5",
-                                         "@token = '7'",
                                          "@token = 7.5",
                                          "@token = 'x'",
                                          "@token = NULL",
