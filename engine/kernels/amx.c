@@ -134,6 +134,7 @@ const struct kernels kernels_amx = {
     .name = "amx",
     AVX512_COMMON,
     .tile_rows = {AVX512_ROWS_F32, AVX512_ROWS_BF16, ROWS_DOT},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K_DOT},
     .pack_a = {avx512_pack_a, avx512_pack_a, pack_a},
     .tile = {avx512_tile_f32, avx512_tile_bf16, tile_dot},
     .f32_to_bf16 = avx512_round,

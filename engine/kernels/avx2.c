@@ -305,6 +305,7 @@ static float exp_sum(const float *x, float shift, float *y, int64_t n) {
 const struct kernels kernels_avx2 = {
     .name = "avx2",
     .tile_rows = {ROWS, ROWS, ROWS},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K},
     .pack_a = {pack_a, pack_a, pack_a},
     .tile = {tile_f32_any, tile_bf16_any, tile_bf16_any},
     .transpose = transpose,

@@ -291,6 +291,7 @@ float avx512_exp_sum(const float *x, float shift, float *y, int64_t n) {
 const struct kernels kernels_avx512 = {
     .name = "avx512",
     .tile_rows = {AVX512_ROWS_F32, AVX512_ROWS_BF16, AVX512_ROWS_BF16},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K},
     .pack_a = {avx512_pack_a, avx512_pack_a, avx512_pack_a},
     .tile = {avx512_tile_f32, avx512_tile_bf16, avx512_tile_bf16},
     AVX512_COMMON,

@@ -53,7 +53,7 @@ static void round_to_bf16(uint16_t *dst, const float *src, int64_t n) {
 }
 
 static void pack_a(void *dst, const float *const *row, int rows, int64_t offset, int k) {
-    uint32_t words[ROWS_DOT][BLOCK_K / 2];
+    uint32_t words[ROWS_DOT][BLOCK_K_DOT / 2];
     const uint32_t *at[ROWS_DOT];
     for (int r = 0; r < rows; r++) {
         if (k % 2) words[r][k / 2] = 0;
@@ -67,6 +67,7 @@ const struct kernels kernels_avx512bf16 = {
     .name = "avx512bf16",
     AVX512_COMMON,
     .tile_rows = {AVX512_ROWS_F32, AVX512_ROWS_BF16, ROWS_DOT},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K_DOT},
     .pack_a = {avx512_pack_a, avx512_pack_a, pack_a},
     .tile = {avx512_tile_f32, avx512_tile_bf16, tile_any},
     .f32_to_bf16 = round_to_bf16,

@@ -2,7 +2,7 @@
  *
  * A job is up to CHUNK_ROWS rows of one item times a range of its panels. Per block of K its rows
  * are packed once (they stay in L2) and every panel streams past them. All splits are free to
- * depend on the pool: an output's order of summation is fixed by BLOCK_K alone (level.h). */
+ * depend on the pool: an output's order of summation is fixed by block_k alone (level.h). */
 #include "engine/kernels/packed.h"
 
 #include <assert.h>
@@ -75,19 +75,19 @@ static void gemm_job(void *context, int64_t job, int worker) {
     const struct part part = part_of(plan, job);
     const struct gemm *item = part.item;
     const enum panel_kind kind = item->weight->kind;
-    _Alignas(64) char packed[(CHUNK_ROWS + 2 * MAX_TILE_ROWS) * BLOCK_K * 4];
+    const int block_k = plan->kernels->block_k[kind], height = plan->kernels->tile_rows[kind];
+    _Alignas(64) char packed[(CHUNK_ROWS + 2 * MAX_TILE_ROWS) * BLOCK_BYTES];
     const float *row[CHUNK_ROWS];
-    struct block block = {.groups = (int)div_up(part.rows, plan->kernels->tile_rows[kind]),
-                          .a = packed};
+    struct block block = {
+        .groups = (int)div_up(part.rows, height), .a = packed, .group_bytes = height * BLOCK_BYTES};
     (void)worker;
     for (int64_t r = 0; r < part.rows; r++) {
         int64_t at = part.row0 + r;
         row[r] = item->a + (item->rows ? item->rows[at] : at) * item->lda;
     }
-    for (block.k0 = 0; block.k0 < item->weight->k; block.k0 += BLOCK_K) {
+    for (block.k0 = 0; block.k0 < item->weight->k; block.k0 += block_k) {
         int64_t left = item->weight->k - block.k0;
-        block.k = left < BLOCK_K ? (int)left : BLOCK_K;
-        block.group_bytes = plan->kernels->tile_rows[kind] * BLOCK_K * 4;
+        block.k = left < block_k ? (int)left : block_k;
         for (int g = 0; g < block.groups; g++) {
             int64_t r0 = part.rows * g / block.groups, r1 = part.rows * (g + 1) / block.groups;
             plan->kernels->pack_a[kind](packed + g * block.group_bytes, row + r0, (int)(r1 - r0),

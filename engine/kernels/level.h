@@ -14,9 +14,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* BLOCK_K: a sum over K is made of partial sums of 256 products, added in order. It is part of the
- * definition of a result, so it is the same for every shape. */
-enum { PANEL_COLS = 32, BLOCK_K = 256, MAX_TILE_ROWS = 32 };
+/* A sum over K is made of partial sums of block_k products, added in order. It is part of the
+ * definition of a result, so a level has one for every shape: 256, or 512 where activations are
+ * packed as bf16 (BLOCK_BYTES of a row either way). */
+enum { PANEL_COLS = 32, BLOCK_K = 256, BLOCK_K_DOT = 512, BLOCK_BYTES = 1024, MAX_TILE_ROWS = 32 };
 
 enum panel_kind {
     PANEL_F32,  /* f32 weights, f32 activations */
@@ -43,7 +44,7 @@ typedef void (*tile_fn)(const struct tile *tile);
 
 struct kernels {
     const char *name;
-    int tile_rows[PANEL_KINDS];
+    int tile_rows[PANEL_KINDS], block_k[PANEL_KINDS];
     pack_a_fn pack_a[PANEL_KINDS];
     tile_fn tile[PANEL_KINDS];
     /* dst[k][32] <- src[cols][k] of 32-bit units, stride in bytes, unaligned; columns >= cols: 0.

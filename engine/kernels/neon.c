@@ -266,6 +266,7 @@ static float exp_sum(const float *x, float shift, float *y, int64_t n) {
 const struct kernels kernels_neon = {
     .name = "neon",
     .tile_rows = {ROWS, ROWS, ROWS},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K},
     .pack_a = {pack_a, pack_a, pack_a},
     .tile = {tile_f32_any, tile_bf16_any, tile_bf16_any},
     .transpose = transpose,

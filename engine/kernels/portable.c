@@ -136,6 +136,7 @@ static float exp_sum(const float *x, float shift, float *y, int64_t n) {
 const struct kernels kernels_portable = {
     .name = "portable",
     .tile_rows = {8, 8, 8},
+    .block_k = {BLOCK_K, BLOCK_K, BLOCK_K},
     .pack_a = {pack_a, pack_a, pack_a_rounded},
     .tile = {tile_f32, tile_bf16, tile_bf16},
     .transpose = transpose,
