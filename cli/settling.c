@@ -34,8 +34,9 @@ static bool drifts(const struct table *t, int column, int64_t half, double level
 
 struct settling settling_of(const struct table *trajectory, int column) {
     int64_t rows = table_rows(trajectory), half = rows / 2;
-    struct settling out = {(double)NAN, (double)NAN, -1};
+    struct settling out = {(double)NAN, (double)NAN, (double)NAN, -1};
     if (rows == 0 || column < 0) return out;
+    out.start = mean_of(trajectory, column, 0, rows < WINDOW ? rows : WINDOW);
     double sum = 0, squares = 0;
     for (int64_t row = half; row < rows; row++) {
         double value = table_number(trajectory, row, column);

@@ -11,6 +11,7 @@
  * standard errors), or with fewer than 8 batches. NaN without. */
 struct settling {
     double level, swing;
+    double start; /* mean of the first five batches */
     int first;
 };
 struct settling settling_of(const struct table *trajectory, int column);

@@ -13,7 +13,7 @@
 #include "base/table.h"
 #include "cli/subject.h"
 
-enum { FIGURE_BLOCKS = 8 };
+enum { FIGURE_BLOCKS = 9 }; /* as many as there are line types (plots/style.gp) */
 
 /* A study's answer. Starts as all zero bytes. */
 struct figure {

@@ -62,14 +62,18 @@ static int native_at(const struct subject *subject, int64_t batch_tokens) {
     return -1;
 }
 
+/* noise = the swing of a gate that does not move, at the same batches; NaN when not known. */
 static void put_settling(const struct subject *subject, int v, const struct settling *s,
-                         struct str *out) {
+                         double noise, struct str *out) {
     const struct subject_variant *variant = &subject->variant[v];
+    enum { WILD = 5 }; /* times the noise */
     str_printf(out, "rate %g ", variant->bias_rate);
-    if (s->first < 0)
+    if (s->swing > WILD * noise && s->first >= 0)
+        str_puts(out, "does not settle but oscillates around");
+    else if (s->first < 0)
         str_puts(out, "has not settled within the replay: it is at");
-    else if (s->first == 0)
-        str_puts(out, "moves little: from the start it stays at");
+    else if (fabs(s->start - s->level) < 0.05 * s->level)
+        str_puts(out, "barely moves from its start: it is at");
     else
         str_printf(out, "settles after %d batches (%lld tokens) at", s->first,
                    (long long)(s->first * variant->batch_tokens));
@@ -95,10 +99,11 @@ bool study_bias_trajectory(const struct subject *subjects, int count, struct fig
     str_printf(&figure->caption, "With the %s rule on balance batches of %lld tokens, ",
                subject->variant[family].bias_rule,
                (long long)subject->variant[family].batch_tokens);
+    double noise = native < 0 ? (double)NAN : settling_of(figure->block[0], n).swing;
     for (int i = 0; i < rates; i++) {
         struct settling settling = settling_of(figure->block[0], i + 1);
         if (i) str_puts(&figure->caption, "; ");
-        put_settling(subject, chosen[i], &settling, &figure->caption);
+        put_settling(subject, chosen[i], &settling, noise, &figure->caption);
     }
     str_puts(&figure->caption,
              " (level and swing: mean and standard deviation of MaxVio within batches "

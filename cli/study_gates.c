@@ -240,19 +240,19 @@ static void choose_names(const struct subject *subject, bool *named) {
     }
 }
 
-static void kind_of(const struct subject *subject, int v, bool detailed, struct str *out) {
+static void kind_of(const struct subject *subject, int v, int detail, struct str *out) {
     str_clear(out);
-    subject_kind(subject, v, detailed, out);
+    subject_kind(subject, v, detail, out);
 }
 
 /* Distinct kinds among the variants of the figure; kinds[FIGURE_BLOCKS]. Returns FIGURE_BLOCKS + 1
  * when there are more. */
-static int list_kinds(const struct subject *subject, bool detailed, struct str *kinds) {
+static int list_kinds(const struct subject *subject, int detail, struct str *kinds) {
     int n = 0;
     struct str kind = {0};
     for (int v = 0; v < subject->count && n <= FIGURE_BLOCKS; v++) {
         if (!in_tradeoff(subject, v)) continue;
-        kind_of(subject, v, detailed, &kind);
+        kind_of(subject, v, detail, &kind);
         int at = 0;
         while (at < n && strcmp(str_text(&kinds[at]), str_text(&kind)) != 0) at++;
         if (at < n) continue;
@@ -263,7 +263,7 @@ static int list_kinds(const struct subject *subject, bool detailed, struct str *
     return n;
 }
 
-static struct table *tradeoff_block(const struct subject *subject, bool detailed, const char *kind,
+static struct table *tradeoff_block(const struct subject *subject, int detail, const char *kind,
                                     const bool *named, struct err *err) {
     const struct table_column columns[] = {{"maxvio_batch", "", TABLE_REAL},
                                            {"mass_retained", "", TABLE_REAL},
@@ -275,7 +275,7 @@ static struct table *tradeoff_block(const struct subject *subject, bool detailed
     for (int v = 0; table && v < subject->count; v++) {
         const struct subject_variant *variant = &subject->variant[v];
         if (!in_tradeoff(subject, v)) continue;
-        kind_of(subject, v, detailed, &own);
+        kind_of(subject, v, detail, &own);
         if (strcmp(str_text(&own), kind) != 0) continue;
         char name[24] = "";
         if (named[v]) snprintf(name, sizeof name, "%d", variant->variant);
@@ -324,14 +324,12 @@ bool study_tradeoff(const struct subject *subjects, int count, struct figure *fi
     (void)count;
     const struct subject *subject = &subjects[0];
     struct str kinds[FIGURE_BLOCKS] = {{0}};
-    bool detailed = true;
-    int n = list_kinds(subject, detailed, kinds);
-    if (n > FIGURE_BLOCKS) {
-        detailed = false;
+    int detail = KIND_DETAIL, n = list_kinds(subject, detail, kinds);
+    while (n > FIGURE_BLOCKS && detail > 0) {
         for (int i = 0; i < FIGURE_BLOCKS; i++) str_clear(&kinds[i]);
-        n = list_kinds(subject, detailed, kinds);
-        if (n > FIGURE_BLOCKS) n = FIGURE_BLOCKS;
+        n = list_kinds(subject, --detail, kinds);
     }
+    if (n > FIGURE_BLOCKS) n = FIGURE_BLOCKS;
     bool *named = calloc((size_t)subject->count + 1, sizeof *named);
     bool ok = named ? true : err_memory(err, "figure");
     if (ok && n > 0) choose_names(subject, named);
@@ -344,7 +342,7 @@ bool study_tradeoff(const struct subject *subjects, int count, struct figure *fi
         str_puts(&figure->lacks,
                  "no variant has a known gate mass (a trace of router scores is needed)");
     for (int i = 0; ok && i < n; i++)
-        ok = figure_add(figure, tradeoff_block(subject, detailed, str_text(&kinds[i]), named, err));
+        ok = figure_add(figure, tradeoff_block(subject, detail, str_text(&kinds[i]), named, err));
     if (ok && n > 0) ok = tradeoff_caption(subject, &figure->caption, err);
     for (int i = 0; i < FIGURE_BLOCKS; i++) str_free(&kinds[i]);
     free(named);

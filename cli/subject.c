@@ -249,7 +249,7 @@ static void slots_of(const struct subject_variant *v, struct slots *slots) {
     else if (still(v))
         snprintf(bias, size, "%.40s bias", v->bias_rule);
     else
-        snprintf(bias, size, "%.40s rate %g%s", v->bias_rule, v->bias_rate,
+        snprintf(bias, size, "%.40s rule, rate %g%s", v->bias_rule, v->bias_rate,
                  strcmp(v->bias_start, "captured") == 0 ? " from captured" : "");
     snprintf(slots->text[SLOT_BATCH], size, "batch %lld", (long long)v->batch_tokens);
     if (v->ranks) snprintf(slots->text[SLOT_RANKS], size, "%d ranks", v->ranks);
@@ -282,15 +282,14 @@ void subject_labels(const struct subject *subject, const int *chosen, int n, str
     }
 }
 
-void subject_kind(const struct subject *subject, int v, bool detailed, struct str *out) {
-    static const bool shown[SLOTS] = {[SLOT_SCORE] = true, [SLOT_GROUPS] = true};
+void subject_kind(const struct subject *subject, int v, int detail, struct str *out) {
+    const bool shown[SLOTS] = {[SLOT_SCORE] = detail > 0, [SLOT_GROUPS] = detail > 1};
     const struct subject_variant *variant = &subject->variant[v];
+    const char *rule = variant->bias_rule;
     struct slots slots;
     slots_of(variant, &slots);
-    if (detailed) put_slots(&slots, shown, out);
-    str_printf(out, "%s%s", detailed ? ", " : "",
-               strcmp(variant->bias_rule, "none") == 0 ? "no bias" : variant->bias_rule);
-    if (strcmp(variant->bias_rule, "none") != 0) str_puts(out, " bias");
+    put_slots(&slots, shown, out);
+    str_printf(out, "%s%s bias", detail > 0 ? ", " : "", strcmp(rule, "none") == 0 ? "no" : rule);
 }
 
 void subject_name(const struct subject *subject, int v, struct str *out) {

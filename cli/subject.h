@@ -65,9 +65,10 @@ int subject_best(const struct subject *subject);
 /* Names for a legend: variant number and those parts of the specification in which the n variants
  * differ. labels[n], each appended to. */
 void subject_labels(const struct subject *subject, const int *chosen, int n, struct str *labels);
-/* What kind of gate it is: score function, groups and bias rule, without rates and sizes; only the
- * bias rule when not `detailed`. Appended. */
-void subject_kind(const struct subject *subject, int v, bool detailed, struct str *out);
+/* What kind of gate it is: its bias rule; from detail 1 on its score function; from 2 on its
+ * groups. Appended. */
+enum { KIND_DETAIL = 2 };
+void subject_kind(const struct subject *subject, int v, int detail, struct str *out);
 /* The name of one variant in a sentence: "the native gate", or its number and how it differs from
  * the reference. Appended. */
 void subject_name(const struct subject *subject, int v, struct str *out);

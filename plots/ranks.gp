@@ -10,8 +10,8 @@ set logscale x 2
 set format x '%.0f'
 set xrange [STATS_min/1.2:STATS_max*1.2]
 set xlabel 'ranks (experts in contiguous blocks)'
-bottom = (78 + 17.0*(STATS_columns-1)) / height # room for the legend below both panels
-set multiplot layout 1,2 margins 0.105,0.98,bottom,0.9 spacing 0.12
+bottom = (92 + 17.0*(STATS_columns-1)) / height # room for the legend below both panels
+set multiplot layout 1,2 margins 0.11,0.98,bottom,0.9 spacing 0.13
 set ylabel 'rank MaxVio over all tokens'
 set yrange [0:*]
 set key at screen 0.5, screen 0.02 bottom center vertical maxcols 1

@@ -12,9 +12,9 @@ set xrange [0:*]
 set xtics autofreq
 set yrange [*:1]
 set offsets graph 0, graph 0.06, graph 0, graph 0.06
-bottom = (78 + 17.0*(blocks)) / height # room for the legend below both panels
-set multiplot layout 1,2 margins 0.105,0.98,bottom,0.9 spacing 0.12
-set ylabel 'mass retained'
+bottom = (92 + 17.0*(blocks)) / height # room for the legend below both panels
+set multiplot layout 1,2 margins 0.11,0.98,bottom,0.9 spacing 0.13
+set ylabel 'mass retained' offset 0.7
 set key at screen 0.5, screen 0.02 bottom center vertical maxcols 1
 plot for [i=0:blocks-1] data index i using 1:2 with points linetype i+1 pointsize 0.9 title columnheader(5), \
      for [i=0:blocks-1] data index i using 1:2:4 with labels left offset 0.6,0.3 font ',10' notitle
