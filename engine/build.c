@@ -79,9 +79,11 @@ static struct norm_spec norm(struct build *build, const char *tail, int64_t n) {
     struct norm_spec spec = {0};
     if (!tail) return spec;
     spec.kind = f->layer_norm ? LAYER_NORM_MEAN : LAYER_NORM_RMS;
-    spec.eps = (float)config_real(&build->config, either(f->eps_key, "rms_norm_eps"), 1e-6);
+    bool own = f->eps_key && config_has(&build->config, f->eps_key);
+    spec.eps = (float)config_real(&build->config, own ? f->eps_key : "rms_norm_eps",
+                                  f->eps > 0 ? f->eps : 1e-6);
     spec.weight = build_vector(build, tail, ".weight", n);
-    if (f->layer_norm) spec.bias = build_vector(build, tail, ".bias", n);
+    if (f->layer_norm && !f->no_norm_bias) spec.bias = build_vector(build, tail, ".bias", n);
     return spec;
 }
 
@@ -248,8 +250,13 @@ static bool is_dense(struct build *build, int layer) {
     case DENSE_FIRST:
         break;
     }
+    const struct family *f = build->family;
     if (config_has(c, "mlp_layer_types")) return dense_by_list(build, layer);
-    return layer < config_int(c, "first_k_dense_replace", 0, INT_MAX, build->family->first_dense);
+    if (f->moe_list_key && config_has(c, f->moe_list_key))
+        return config_item(c, f->moe_list_key, layer, build->spec->layers, 1) == 0;
+    first = config_int(c, either(f->first_dense_key, "first_k_dense_replace"), 0, INT_MAX,
+                       f->first_dense);
+    return layer < first || layer % config_int(c, f->dense_every_key, 1, INT_MAX, 1) != 0;
 }
 
 static void build_gate(struct build *build, struct gate *gate) {
@@ -428,6 +435,21 @@ static bool unknown_family(const char *path, const char *type, struct err *err) 
     return false;
 }
 
+/* Builds from the config that the family's translation makes. */
+static bool build_translated(struct build *build) {
+    struct str text = {0};
+    struct json *own = NULL;
+    bool ok = build->family->translate(build, &text) &&
+              (own = json_parse(str_text(&text), text.len, build->config.err)) != NULL;
+    if (ok) {
+        build->config.json = own;
+        ok = build_model(build);
+    }
+    json_free(own);
+    str_free(&text);
+    return ok;
+}
+
 bool spec_build(const struct json *root, const char *path, struct arena *arena,
                 struct model_spec *spec, struct err *err) {
     struct build build = {.config = {root, path, arena, err, false}, .spec = spec};
@@ -441,7 +463,8 @@ bool spec_build(const struct json *root, const char *path, struct arena *arena,
         return false;
     }
     for (build.family = families; build.family->type; build.family++)
-        if (fits(root, build.family, type)) return build_model(&build);
+        if (fits(root, build.family, type))
+            return build.family->translate ? build_translated(&build) : build_model(&build);
     return unknown_family(path, type, err);
 }
 

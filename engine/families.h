@@ -7,6 +7,7 @@
 #define ENGINE_FAMILIES_H
 
 #include "base/json.h"
+#include "base/str.h"
 #include "engine/config.h"
 #include "engine/spec.h"
 #include "engine/tensors.h"
@@ -60,7 +61,9 @@ struct family {
     bool mla;
     bool interleaved; /* rotation of neighbouring pairs */
     const char *interleave_key;
-    bool layer_norm; /* mean subtracted, with bias */
+    bool layer_norm;   /* mean subtracted, with bias */
+    bool no_norm_bias; /* ... without */
+    double eps;        /* default of eps_key (0: 1e-6) */
     const char *qkv_bias_key, *o_bias_key, *mlp_bias_key;
     bool qkv_bias, o_bias; /* defaults of those keys */
     enum qk_norm qk_norm;
@@ -68,8 +71,11 @@ struct family {
     bool qk_norm_default;
     enum span_rule span;
     enum dense_rule dense;
-    int first_dense;       /* default of first_k_dense_replace */
-    int shared_count;      /* default of shared_count_key */
+    int first_dense;             /* default of first_dense_key */
+    const char *first_dense_key; /* NULL: first_k_dense_replace */
+    const char *dense_every_key; /* mixtures only where i % it == 0 */
+    const char *moe_list_key;    /* a list of booleans, one a layer: is it a mixture? */
+    int shared_count;            /* default of shared_count_key */
     double theta, partial; /* defaults of rope_theta (0: 10000), partial_rotary_factor (0: 1) */
     bool tied;             /* default of tie_word_embeddings */
     /* gate: score, bias, groups, norm */
@@ -79,10 +85,12 @@ struct family {
     const char *scale_key;
     bool grouped;        /* n_group, topk_group */
     bool per_layer_gate; /* experts and topk may be lists: the layer hook reads them */
+    /* Writes a config of the usual keys, from which the model is then built. */
+    bool (*translate)(struct build *build, struct str *out);
     /* Amends one layer, or the whole after its layers (layer NULL). */
     bool (*layer_hook)(struct build *build, int layer, struct layer_spec *spec);
     bool (*model_hook)(struct build *build);
-    const char *const *ignored; /* more tensor name prefixes to ignore */
+    const char *const *ignored; /* parts of tensor names to ignore */
 };
 
 /* Ends with type == NULL. */

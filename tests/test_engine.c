@@ -29,10 +29,33 @@ static const char *const committed[] = {"deepseek_v3",    "deepseek_v3_plain", "
                                         "bailing_moe_v2", "gpt_oss_mxfp4"};
 
 /* Beside the repository. */
-static const char *const shared[] = {
-    "deepseek_v2_lite", "kimi_k2",    "qwen2_moe",        "qwen3_moe",     "gpt_oss",
-    "glm4_moe",         "dots1",      "minimax_m2",       "phimoe",        "glm4_moe_lite",
-    "ernie4_5_moe",     "granitemoe", "granitemoeshared", "hunyuan_v1_moe"};
+static const char *const shared[] = {"deepseek_v2_lite",
+                                     "kimi_k2",
+                                     "qwen2_moe",
+                                     "qwen3_moe",
+                                     "gpt_oss",
+                                     "glm4_moe",
+                                     "dots1",
+                                     "minimax_m2",
+                                     "phimoe",
+                                     "glm4_moe_lite",
+                                     "ernie4_5_moe",
+                                     "granitemoe",
+                                     "granitemoeshared",
+                                     "hunyuan_v1_moe",
+                                     "deepseek_v32",
+                                     "axk1",
+                                     "mistral4",
+                                     "solar_open",
+                                     "exaone_moe",
+                                     "mimo_v2_flash",
+                                     "afmoe",
+                                     "hy_v3",
+                                     "laguna",
+                                     "flex_olmo",
+                                     "cohere2_moe",
+                                     "cohere2_moe_ln",
+                                     "dbrx"};
 
 static void engine_agrees_with_the_reference(void **state) {
     (void)state;
