@@ -7,6 +7,7 @@
 #include "base/threads.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
+#include "sim/auto_rate.h"
 #include "sim/outcome.h"
 #include "sim/replay.h"
 #include "sim/source.h"
@@ -24,7 +25,7 @@ struct replay_command {
     char *storage[LISTS]; /* owned, of the split lists */
     const char *bias_start, *order, *out;
     int64_t seed, threads;
-    bool force;
+    bool force, dynamics;
     struct output_choice choice;
     int64_t *batch, *ranks; /* owned */
     struct variant_lists lists;
@@ -105,60 +106,81 @@ static void print_notes(const char *notes) {
     }
 }
 
-static bool run_all(struct replay_command *c, const struct source *source, struct variant_set *set,
-                    struct outcome *outcome, struct err *err) {
-    struct progress_line line;
-    struct replay_options options = {.threads = (int)c->threads};
-    int64_t *order = NULL;
-    if (strcmp(c->order, "shuffled") == 0) {
-        order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
-        if (!order) return false;
-        options.order = order;
-    }
+/* Variants with their rates, and how to run them; everything owned. */
+struct plan {
+    struct variant_set set;
+    struct replay_options options;
+    int64_t *order;
+};
+
+static void plan_free(struct plan *plan) {
+    variant_set_free(&plan->set);
+    free(plan->order);
+}
+
+/* Rates that are looked for are found here, before anything is written. */
+static bool make_plan(struct replay_command *c, const struct source *source,
+                      const struct progress *progress, struct plan *plan, struct err *err) {
     int threads = c->threads > 0 ? (int)c->threads : cpu_count();
-    options.documents = outcome_keeps_documents(set, source, threads);
-    if (!options.documents)
-        str_puts(&outcome->notes, "loads per document are not kept: too many documents and "
-                                  "variants (use fewer variants at a time)\n");
-    struct replay_sink sink = outcome_sink(outcome);
-    progress_begin(&line, "replay");
-    bool ok = replay_run(set, source, &options, &sink, &line.progress, err);
-    progress_end(&line);
-    free(order);
-    return ok;
+    if (!variant_set_build(&plan->set, &c->lists, source, err)) return false;
+    if (strcmp(c->order, "shuffled") == 0) {
+        plan->order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
+        if (!plan->order) return false;
+    }
+    plan->options = (struct replay_options){.threads = (int)c->threads, .order = plan->order};
+    if (!auto_rates(&plan->set, source, &plan->options, progress, err)) return false;
+    plan->options.documents = outcome_keeps_documents(&plan->set, source, threads);
+    if (!plan->options.documents)
+        str_puts(&plan->set.notes, "loads per document are not kept: too many documents and "
+                                   "variants (use fewer variants at a time)\n");
+    return true;
+}
+
+static struct result *make_result(struct replay_command *c, const struct trace *trace,
+                                  const struct plan *plan, const struct source *source,
+                                  struct err *err) {
+    struct str asked = {0};
+    describe_options(c, &asked);
+    const struct result_experiment experiment = {.options = str_text(&asked),
+                                                 .order = c->order,
+                                                 .seed = (uint64_t)c->seed,
+                                                 .tokens = source->tokens,
+                                                 .warnings = str_text(&plan->set.notes)};
+    struct result *result = result_create(trace, c->out, c->force, &experiment, err);
+    str_free(&asked);
+    return result;
 }
 
 /* Builds the variants, replays them and commits; the notes end on stderr. */
 static bool replay_into(struct replay_command *c, const struct trace *trace,
                         const struct source *source, struct err *err) {
-    struct variant_set set = {0};
+    struct plan plan = {0};
     struct outcome outcome = {0};
-    struct str asked = {0};
-    describe_options(c, &asked);
-    bool ok = variant_set_build(&set, &c->lists, source, err);
-    struct result_experiment experiment = {.options = str_text(&asked),
-                                           .order = c->order,
-                                           .seed = (uint64_t)c->seed,
-                                           .tokens = source->tokens,
-                                           .warnings = str_text(&set.notes)};
-    struct result *result = ok ? result_create(trace, c->out, c->force, &experiment, err) : NULL;
-    ok = result && outcome_begin(&outcome, result, &set, source->documents, err) &&
-         run_all(c, source, &set, &outcome, err);
-    if (ok) ok = outcome_commit(&outcome, err);
+    struct progress_line line;
+    progress_begin(&line, "replay");
+    bool ok = make_plan(c, source, &line.progress, &plan, err);
+    struct result *result = ok ? make_result(c, trace, &plan, source, err) : NULL;
+    ok = result && outcome_begin(&outcome, result, &plan.set, source->documents, err);
     if (ok) {
-        print_notes(str_text(&set.notes));
+        const struct replay_sink sink = outcome_sink(&outcome);
+        ok = replay_run(&plan.set, source, &plan.options, &sink, &line.progress, err);
+    }
+    progress_end(&line);
+    ok = ok && outcome_commit(&outcome, err);
+    if (ok) {
+        print_notes(str_text(&plan.set.notes));
         print_notes(str_text(&outcome.notes));
     }
     outcome_abandon(&outcome);
-    variant_set_free(&set);
-    str_free(&asked);
+    plan_free(&plan);
     return ok;
 }
 
 static bool print_summary(const struct replay_command *c, const char *path, struct err *err) {
+    const char *view = c->dynamics ? "replay_dynamics" : "replay_means";
     struct trace *trace = trace_open(path, err);
     if (!trace) return false;
-    struct table *table = trace_query(trace, "replay_means", NULL, 0, err);
+    struct table *table = trace_query(trace, view, NULL, 0, err);
     bool ok = table && output_table(table, c->choice, err);
     table_free(table);
     trace_free(trace);
@@ -209,6 +231,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"out", OPTION_TEXT, &c.out, "RESULT.db", "write there, not into RUN.db", 0, 0},
         {"threads", OPTION_INT, &c.threads, "N", "0 = one per CPU (0)", 0, 4096},
         {"force", OPTION_FLAG, &c.force, NULL, "replace an existing RESULT.db", 0, 0},
+        {"dynamics", OPTION_FLAG, &c.dynamics, NULL,
+         "print settling and oscillation over batches instead of the means", 0, 0},
         OPTION_OUTPUT(c.choice),
         {0}};
     bool done = false;

@@ -15,6 +15,13 @@ bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks
     b->tokens = arena_alloc(arena, most, sizeof *b->tokens);
     b->maxvio = arena_alloc(arena, most, sizeof *b->maxvio);
     b->efficiency = arena_alloc(arena, most, sizeof *b->efficiency);
+    b->response = arena_alloc(arena, most, sizeof *b->response);
+    b->first = arena_alloc(arena, 4 * (size_t)experts, sizeof *b->first);
+    b->expected = total_tokens / batch_tokens;
+    if (!b->response || !b->first) return err_memory(err, "balance batches");
+    b->before = b->first + experts;
+    b->sum = b->before + experts;
+    b->squares = b->sum + experts;
     if (!b->counts || !b->load || !b->tokens || !b->maxvio || !b->efficiency)
         return err_memory(err, "balance batches");
     return true;
@@ -29,8 +36,44 @@ bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n) {
     return b->filled == b->batch_tokens;
 }
 
+/* One expert's x in a batch of the tail. */
+static void add_tail(struct batches *b, int e, double x) {
+    b->sum[e] += x;
+    b->squares[e] += x * x;
+    if (b->full == b->expected / 2) return; /* the first of the tail has none before it */
+    b->tail.pairs++;
+    b->tail.sign_changes += (x < 0) != (b->before[e] < 0);
+}
+
+/* Follows the loads of a full batch; returns its response. */
+static double follow(struct batches *b) {
+    double mean = balance_mean(b->counts, b->experts), projected = 0, norm = 0;
+    bool in_tail = b->full >= b->expected / 2;
+    for (int e = 0; e < b->experts; e++) {
+        double x = (double)b->counts[e] / mean - 1;
+        if (b->full == 0) b->first[e] = x;
+        projected += x * b->first[e];
+        norm += b->first[e] * b->first[e];
+        if (in_tail) add_tail(b, e, x);
+        b->before[e] = x;
+    }
+    b->full++;
+    return norm > 0 ? projected / norm : 0;
+}
+
+void batches_dynamics(const struct batches *b, struct dynamics *out) {
+    struct dynamics_tail tail = b->tail;
+    double n = (double)(b->full - b->expected / 2);
+    for (int e = 0; e < b->experts && n > 0; e++) {
+        double mean = b->sum[e] / n, variance = b->squares[e] / n - mean * mean;
+        tail.variance += (variance > 0 ? variance : 0) / b->experts;
+    }
+    dynamics_of(b->maxvio, b->response, b->full, &tail, out);
+}
+
 void batches_close(struct batches *b) {
     if (b->filled == 0) return;
+    if (b->filled == b->batch_tokens) b->response[b->closed] = follow(b);
     b->tokens[b->closed] = b->filled;
     b->maxvio[b->closed] = balance_maxvio(b->counts, b->experts);
     balance_blocks(b->counts, b->experts, b->ranks, b->load);

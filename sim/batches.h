@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "analysis/dynamics.h"
 #include "base/arena.h"
 #include "base/err.h"
 
@@ -22,6 +23,13 @@ struct batches {
     int64_t *tokens;    /* [closed] */
     double *maxvio;     /* [closed] over experts */
     double *efficiency; /* [closed] mean / max over ranks */
+    double *response; /* [closed] loads projected on those of the first batch: 1, then towards 0 */
+
+    /* of full batches, for the dynamics: x = load / mean - 1 */
+    int64_t full, expected; /* closed so far; of the whole replay */
+    double *first, *before; /* [E] x of the first batch, of the one before */
+    double *sum, *squares;  /* [E] of x over the tail, the second half of the expected ones */
+    struct dynamics_tail tail;
 };
 
 /* All memory, enough for total_tokens, comes from the arena. */
@@ -34,6 +42,8 @@ int64_t batches_room(const struct batches *b);
 bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n);
 /* Measures the open batch and opens the next; does nothing when it is empty. */
 void batches_close(struct batches *b);
+/* Settling, overshoot and oscillation over the full batches. */
+void batches_dynamics(const struct batches *b, struct dynamics *out);
 /* Means over full batches (over the only one when none is full); NaN when there is none. */
 double batches_mean(const struct batches *b, const double *value);
 

@@ -21,6 +21,21 @@ static bool write_documents(struct outcome *outcome, const struct replay_row *ro
     return true;
 }
 
+static bool write_dynamics(struct result *result, const struct replay_row *row, struct err *err) {
+    struct dynamics d;
+    batches_dynamics(row->batches, &d);
+    const struct result_dynamics out = {.variant = row->measures.variant,
+                                        .layer = row->measures.layer,
+                                        .batches = d.batches,
+                                        .start = d.start,
+                                        .level = d.level,
+                                        .settling_batches = d.settling_batches,
+                                        .overshoot = d.overshoot,
+                                        .amplitude = d.amplitude,
+                                        .period = d.period};
+    return result_dynamics(result, &out, err);
+}
+
 static bool write_row(void *context, const struct replay_row *row, struct err *err) {
     struct outcome *outcome = context;
     struct result *result = outcome->result;
@@ -35,7 +50,7 @@ static bool write_row(void *context, const struct replay_row *row, struct err *e
     return result_layer(result, m, err) &&
            result_expert_load(result, m->variant, m->layer, row->experts, row->tokens, row->weight,
                               err) &&
-           result_batches(result, &batches, err) &&
+           result_batches(result, &batches, err) && write_dynamics(result, row, err) &&
            (!row->bias ||
             result_bias(result, m->variant, m->layer, row->experts, row->bias, err)) &&
            result_rank_weight(result, m->variant, m->layer, row->topk, row->rank_mean, row->rank_sd,

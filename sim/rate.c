@@ -92,6 +92,10 @@ bool rate_is_zero(const struct rate_schedule *schedule) {
 void rate_print(const struct rate_schedule *schedule, char text[static RATE_TEXT_BYTES]) {
     int n = 0;
     text[0] = '\0';
+    if (schedule->automatic) {
+        snprintf(text, RATE_TEXT_BYTES, "auto");
+        return;
+    }
     if (schedule->pieces == 1) {
         snprintf(text, RATE_TEXT_BYTES, "%g", schedule->rate[0]);
         return;

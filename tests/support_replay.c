@@ -33,6 +33,7 @@ static bool keep(void *context, const struct replay_row *row, struct err *err) {
     memcpy(to->weight, row->weight, e * sizeof *row->weight);
     to->has_bias = row->bias != NULL;
     if (row->bias) memcpy(to->bias, row->bias, e * sizeof *row->bias);
+    batches_dynamics(row->batches, &to->dynamics);
     to->maxvio = copy(row->batches->maxvio, n * sizeof(double));
     to->efficiency = copy(row->batches->efficiency, n * sizeof(double));
     to->batch_tokens = copy(row->batches->tokens, n * sizeof(int64_t));
@@ -41,6 +42,7 @@ static bool keep(void *context, const struct replay_row *row, struct err *err) {
     digest(&to->digest, to->tokens, sizeof to->tokens);
     digest(&to->digest, to->weight, sizeof to->weight);
     digest(&to->digest, to->bias, sizeof to->bias);
+    digest(&to->digest, &to->dynamics, sizeof to->dynamics);
     digest(&to->digest, to->maxvio, n * sizeof(double));
     digest(&to->digest, to->efficiency, n * sizeof(double));
     digest(&to->digest, row->rank_mean, (size_t)row->topk * sizeof(double));

@@ -16,6 +16,7 @@ struct kept_row {
     double weight[KEPT_EXPERTS], bias[KEPT_EXPERTS];
     bool has_bias;
     int64_t batches, parted;
+    struct dynamics dynamics;
     double *maxvio, *efficiency; /* [batches] */
     int64_t *batch_tokens;
     uint64_t digest; /* of every number of the row */

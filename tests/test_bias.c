@@ -1,10 +1,12 @@
 /* test_bias.c - the bias rules against their formulas written out, and what they do to the load */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "router/bias.h"
 #include "router/route.h"
+#include "sim/auto_rate.h"
 #include "sim/rate.h"
 #include "tests/support_replay.h"
 #include "tests/test.h"
@@ -292,6 +294,110 @@ static void multiplying_needs_scores_that_are_positive(void **state) {
     variant_set_free(&set);
 }
 
+/* The rate found is at least as good as any of a fine sweep, to what 2 % of a rate can matter. */
+static void auto_finds_the_best_rate_of_a_sweep(void **state) {
+    static const char *const names[] = {"sign"}, *const best[] = {"auto"};
+    enum { TOKENS = 4000, EXPERTS = 16, SWEEP = 25 };
+    static char text[SWEEP][32];
+    const char *rates[SWEEP];
+    const int64_t batch = 200;
+    struct rng rng;
+    struct err err;
+    struct kept swept, found;
+    struct replay_options options = {.threads = 2};
+    struct variant_lists lists = {
+        .bias_rules = {names, 1}, .batch_tokens = &batch, .batch_count = 1};
+    (void)state;
+    rng_init(&rng, 14);
+    float *logits = random_logits(&rng, TOKENS, EXPERTS, 1.5);
+    struct source_layer layer = {.layer = 0, .experts = EXPERTS};
+    struct source_arrays arrays = {.logits = (const float *const *)&logits};
+    struct source source;
+    test_ok(gate_parse("sigmoid,topk=4", NULL, &layer.native, &err), &err);
+    source_of_arrays(&source, &arrays, TOKENS, &layer, 1);
+    for (int i = 0; i < SWEEP; i++) {
+        snprintf(text[i], sizeof text[i], "%.9g", pow(10, -4 + 4.0 * i / (SWEEP - 1)));
+        rates[i] = text[i];
+    }
+    lists.rates = (struct texts){rates, SWEEP};
+    kept_run(&swept, &lists, &source, &options);
+    double smallest = INFINITY;
+    for (int i = 0; i < SWEEP; i++) smallest = fmin(smallest, swept.row[i].m.maxvio_batch);
+    lists.rates = (struct texts){best, 1};
+    found = (struct kept){0};
+    test_ok(variant_set_build(&found.set, &lists, &source, &err), &err);
+    test_ok(auto_rates(&found.set, &source, &options, NULL, &err), &err);
+    double rate = found.set.variant[0].rate;
+    assert_true(rate > 1e-3 && rate < 1);
+    assert_non_null(strstr(found.set.variant[0].label, "sign auto="));
+    assert_non_null(strstr(str_text(&found.set.notes), "golden section"));
+    variant_set_free(&found.set);
+    snprintf(text[0], sizeof text[0], "%.17g", rate);
+    lists.rates = (struct texts){rates, 1};
+    kept_run(&found, &lists, &source, &options);
+    assert_true(found.row[0].m.maxvio_batch <= smallest * 1.02);
+    assert_true(swept.row[0].m.maxvio_batch > 1.5 * smallest);
+    kept_free(&found);
+    kept_free(&swept);
+    free(logits);
+}
+
+/* A load that swings with period 2 around balance after a first batch far off. */
+static void dynamics_of_known_curves(void **state) {
+    enum { N = 40 };
+    double maxvio[N], response[N];
+    struct dynamics d;
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        response[i] = exp(-i / 3.0) * cos(i);
+        maxvio[i] = 0.2 + 2 * exp(-i / 3.0);
+    }
+    const struct dynamics_tail tail = {.pairs = 100, .sign_changes = 100, .variance = 0.02};
+    dynamics_of(maxvio, response, N, &tail, &d);
+    assert_true(d.batches == N && d.start == 2.2);
+    test_near(d.level, 0.2, 1e-2);
+    assert_true(d.settling_batches == 7); /* 2 exp(-7/3) < 0.2 < 2 exp(-6/3) */
+    test_near(d.overshoot, -exp(-1) * cos(3), 1e-12);
+    assert_true(d.period == 2 && d.amplitude == 0.2);
+
+    for (int i = 0; i < N; i++) maxvio[i] = 2 - 0.04 * i; /* too slow: still falling */
+    dynamics_of(maxvio, response, N, &tail, &d);
+    assert_true(isnan(d.settling_batches));
+    dynamics_of(maxvio, response, 3, &tail, &d);
+    assert_true(isnan(d.period) && d.start == 2);
+}
+
+/* The hand example of a turned choice: b flips the two experts' load every batch. */
+static void too_high_a_rate_turns_the_load_over_each_batch(void **state) {
+    static const char *const names[] = {"sign"}, *const rates[] = {"0.75"};
+    enum { TOKENS = 40, EXPERTS = 2 };
+    float logits[TOKENS * EXPERTS];
+    const float *rows = logits;
+    const int64_t batch = 2;
+    struct source_layer layer = {.layer = 0, .experts = EXPERTS};
+    struct source_arrays arrays = {.logits = &rows};
+    struct source source;
+    struct kept kept;
+    struct err err;
+    struct variant_lists lists = {
+        .bias_rules = {names, 1}, .rates = {rates, 1}, .batch_tokens = &batch, .batch_count = 1};
+    struct replay_options options = {.threads = 1};
+    (void)state;
+    for (int t = 0; t < TOKENS; t++) {
+        logits[2 * t] = 1;
+        logits[2 * t + 1] = 0;
+    }
+    test_ok(gate_parse("identity,topk=1", NULL, &layer.native, &err), &err);
+    source_of_arrays(&source, &arrays, TOKENS, &layer, 1);
+    kept_run(&kept, &lists, &source, &options);
+    const struct dynamics *d = &kept.row[0].dynamics;
+    assert_true(d->period == 2);
+    assert_true(d->overshoot == 1);          /* all to the other side */
+    test_near(d->amplitude, sqrt(2), 1e-12); /* x = 1, -1, 1, ... */
+    assert_true(d->level == 1);
+    kept_free(&kept);
+}
+
 int test_bias(void);
 int test_bias(void) {
     const struct CMUnitTest tests[] = {
@@ -302,6 +408,9 @@ int test_bias(void) {
         cmocka_unit_test(every_rule_lowers_the_violation),
         cmocka_unit_test(schedules_are_read_and_followed),
         cmocka_unit_test(a_rate_of_zero_freezes_the_bias),
+        cmocka_unit_test(auto_finds_the_best_rate_of_a_sweep),
+        cmocka_unit_test(dynamics_of_known_curves),
+        cmocka_unit_test(too_high_a_rate_turns_the_load_over_each_batch),
         cmocka_unit_test(multiplying_needs_scores_that_are_positive),
     };
     return cmocka_run_group_tests_name("bias", tests, NULL, NULL);

@@ -324,7 +324,8 @@ static void a_capture_killed_fifty_times_resumes_to_the_same_content(void **stat
             struct trace *trace = trace_open(at("run.db"), &err);
             int64_t now = trace ? trace_tokens(trace) : 0;
             if (now < tokens)
-                fail_msg("%lld tokens, before %lld %s", (long long)now, (long long)tokens, err.text);
+                fail_msg("%lld tokens, before %lld %s", (long long)now, (long long)tokens,
+                         err.text);
             tokens = now;
             trace_free(trace);
             continue;

@@ -53,12 +53,12 @@ static void fresh(enum trace_holds holds) {
     write_random_trace(path, &source, holds);
 }
 
-/* steelyard replay FOLDER/run.db ARGUMENTS, with @ standing for the folder. */
+/* steelyard replay FOLDER/run.db ARGUMENTS, with ^ standing for the folder. */
 static int replay(const char *arguments, char **out, char **errors) {
     struct str line = {0};
     str_printf(&line, "%s replay %s/run.db ", test_program(), folder);
     for (const char *c = arguments; *c; c++) {
-        if (*c == '@')
+        if (*c == '^')
             str_puts(&line, folder);
         else
             str_append(&line, c, 1);
@@ -214,7 +214,7 @@ static void threads_give_equal_databases(void **state) {
     fresh(TRACE_SCORES);
     for (int threads = 1; threads <= 4; threads *= 2) {
         snprintf(arguments, sizeof arguments,
-                 "%s --order shuffled --seed 7 --threads %d --out @/r%d.db", sweep, threads,
+                 "%s --order shuffled --seed 7 --threads %d --out ^/r%d.db", sweep, threads,
                  threads);
         assert_int_equal(replay(arguments, NULL, NULL), 0);
     }
@@ -259,6 +259,23 @@ static void notes_say_what_is_no_finding(void **state) {
     table_free(table);
 }
 
+static void dynamics_are_rows_and_a_table(void **state) {
+    char *out, *errors;
+    (void)state;
+    fresh(TRACE_SCORES);
+    assert_int_equal(replay("--bias-rule none,sign --bias-rate auto --batch-tokens 50 --dynamics "
+                            "--csv",
+                            &out, &errors),
+                     0);
+    assert_non_null(strstr(out, "variant,label,batch_tokens,batches,start,level,settling_batches"));
+    assert_non_null(strstr(out, "\n2,native sign auto="));
+    assert_non_null(strstr(errors, "has the smallest mean maxvio_batch"));
+    assert_true(number("run.db", "SELECT count(*) FROM replay_dynamics") == 2 * 3);
+    assert_true(number("run.db", "SELECT count(*) FROM replay_dynamics WHERE batches = 18") == 6);
+    free(out);
+    free(errors);
+}
+
 static void refusals_leave_the_file_as_it_was(void **state) {
     static const struct {
         const char *arguments;
@@ -277,9 +294,9 @@ static void refusals_leave_the_file_as_it_was(void **state) {
         {"--order reversed", 2, "--order"},
         {"--score softmax,", 2, "--score: found \"\""},
         {"extra.db", 2, "found 2 files"},
-        {"--out @/exists.db", 1, "exists already (--force replaces it)"},
-        {"--out @ --force", 1, "found a folder"},
-        {"--out @/none/r.db", 1, "none/r.db"},
+        {"--out ^/exists.db", 1, "exists already (--force replaces it)"},
+        {"--out ^ --force", 1, "found a folder"},
+        {"--out ^/none/r.db", 1, "none/r.db"},
     };
     char exists[600];
     struct err err;
@@ -300,7 +317,7 @@ static void refusals_leave_the_file_as_it_was(void **state) {
     struct table *table = query("run.db", "SELECT options FROM result_experiment");
     assert_string_equal(table_cell(table, 0, 0), "replay --norm none");
     table_free(table);
-    assert_int_equal(replay("--out @/exists.db --force", NULL, NULL), 0);
+    assert_int_equal(replay("--out ^/exists.db --force", NULL, NULL), 0);
     assert_true(number("exists.db", "SELECT count(*) FROM replay_summary") == 3);
 }
 
@@ -322,6 +339,7 @@ int test_replay_db(void) {
         cmocka_unit_test(sums_in_the_result_are_conserved),
         cmocka_unit_test(threads_give_equal_databases),
         cmocka_unit_test(notes_say_what_is_no_finding),
+        cmocka_unit_test(dynamics_are_rows_and_a_table),
         cmocka_unit_test(refusals_leave_the_file_as_it_was),
         cmocka_unit_test(ids_alone_cannot_be_routed_again),
     };

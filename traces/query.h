@@ -15,6 +15,7 @@
 #define TRACE_QUERIES(X)                                                                           \
     X(capture_nll)                                                                                 \
     X(replay_experiment)                                                                           \
+    X(replay_dynamics)                                                                             \
     X(replay_means)                                                                                \
     X(replay_summary)                                                                              \
     X(expert_load)                                                                                 \

@@ -23,6 +23,7 @@
     X(layer, "result_layer", 15)                                                                   \
     X(expert, "result_expert", 5)                                                                  \
     X(batch, "result_batch", 6)                                                                    \
+    X(dynamics, "result_dynamics", 9)                                                              \
     X(bias, "result_bias", 4)                                                                      \
     X(document, "result_document", 4)                                                              \
     X(rank_weight, "result_rank_weight", 5)
@@ -112,6 +113,7 @@ static bool begin_inside(struct result *result, struct err *err) {
                    "PRAGMA cache_spill = 0; BEGIN IMMEDIATE;"
                    "DELETE FROM result_experiment; DELETE FROM result_variant;"
                    "DELETE FROM result_layer; DELETE FROM result_expert; DELETE FROM result_batch;"
+                   "DELETE FROM result_dynamics;"
                    "DELETE FROM result_bias; DELETE FROM result_document;"
                    "DELETE FROM result_domain; DELETE FROM result_rank_weight;",
                    err);
@@ -227,6 +229,15 @@ bool result_bias(struct result *result, int variant, int layer, int experts, con
         if (!db_run(&result->db, row, err)) return false;
     }
     return true;
+}
+
+bool result_dynamics(struct result *result, const struct result_dynamics *d, struct err *err) {
+    sqlite3_stmt *row = row_of(result, RESULT_dynamics, d->variant, d->layer);
+    const double values[] = {d->start,     d->level,     d->settling_batches,
+                             d->overshoot, d->amplitude, d->period};
+    sqlite3_bind_int64(row, 3, d->batches);
+    for (int i = 0; i < 6; i++) bind_real(row, 4 + i, values[i]);
+    return db_run(&result->db, row, err);
 }
 
 static bool insert_domain(struct result *result, sqlite3_stmt *row, int domain, struct err *err) {

@@ -72,6 +72,13 @@ bool result_batches(struct result *result, const struct result_batches *batches,
 /* bias[E] after the last update. */
 bool result_bias(struct result *result, int variant, int layer, int experts, const double *bias,
                  struct err *err);
+/* How the load moved over batches (definitions: analysis/dynamics.h). NaN = does not apply. */
+struct result_dynamics {
+    int variant, layer;
+    int64_t batches;
+    double start, level, settling_batches, overshoot, amplitude, period;
+};
+bool result_dynamics(struct result *result, const struct result_dynamics *row, struct err *err);
 /* Tokens of a document that chose each expert, counts[E]: per-domain loads and intervals over
  * documents come from these (view domain_load). Optional. */
 bool result_document_load(struct result *result, int variant, int layer, int64_t document,

@@ -144,6 +144,19 @@ CREATE TABLE result_batch ( -- trajectory over balance batches
   PRIMARY KEY (variant, layer, batch)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE result_dynamics ( -- how the load moved over full balance batches; definitions in analysis/dynamics.h
+  variant          INTEGER NOT NULL REFERENCES result_variant,
+  layer            INTEGER NOT NULL,
+  batches          INTEGER NOT NULL, -- full ones
+  start            REAL, -- maxvio of the first batch
+  level            REAL, -- mean maxvio of the second half
+  settling_batches REAL, -- until maxvio stays within a band above the level; NULL: it does not settle
+  overshoot        REAL, -- how far loads swing to the other side, as a share of the first batch's
+  amplitude        REAL, -- of an expert's load / mean - 1 in the second half, noise included
+  period           REAL, -- in batches; 2: every batch turns the load over, 4: noise; NULL: no oscillation
+  PRIMARY KEY (variant, layer)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE result_bias ( -- bias after the last update
   variant INTEGER NOT NULL REFERENCES result_variant,
   layer   INTEGER NOT NULL,
@@ -198,6 +211,15 @@ CREATE VIEW replay_batch AS -- One row per balance batch: the trajectory of a bi
 
 CREATE VIEW replay_bias AS -- The bias after the last update.
   SELECT variant, layer, expert, bias FROM result_bias;
+
+CREATE VIEW replay_dynamics AS -- Settling and oscillation; layer NULL = mean over layers, settled = layers that settle.
+  SELECT v.variant, v.label, v.bias_rule, v.bias_rate, v.batch_tokens, d.layer, d.batches, d.start, d.level,
+         d.settling_batches, d.settling_batches IS NOT NULL AS settled, d.overshoot, d.amplitude, d.period
+    FROM result_variant v JOIN result_dynamics d USING (variant)
+  UNION ALL
+  SELECT v.variant, v.label, v.bias_rule, v.bias_rate, v.batch_tokens, NULL, max(d.batches), avg(d.start), avg(d.level),
+         avg(d.settling_batches), count(d.settling_batches), avg(d.overshoot), avg(d.amplitude), avg(d.period)
+    FROM result_variant v JOIN result_dynamics d USING (variant) GROUP BY v.variant;
 
 CREATE VIEW domain_load AS -- Load of every expert within each domain.
   SELECT variant, layer, domain, expert, tokens FROM result_domain;
