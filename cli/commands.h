@@ -14,6 +14,7 @@
     X(replay)                                                                                      \
     X(show)                                                                                        \
     X(sql)                                                                                         \
+    X(check)                                                                                       \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
     X(cluster)                                                                                     \

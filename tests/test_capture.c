@@ -451,6 +451,33 @@ static void a_full_disk_is_one_clear_error_and_resumable(void **state) {
     }
 }
 
+static void check_finds_what_is_wrong(void **state) {
+    (void)state;
+    static const char *const damages[][2] = {
+        {"UPDATE chunk SET choice_hash = 5 WHERE chunk = 3", "route otherwise"},
+        {"DELETE FROM chunk WHERE chunk = 2", "chunk rows"},
+        {"UPDATE chunk SET scores = x'00' WHERE chunk = 1", "found 1 bytes"},
+        {"DELETE FROM token WHERE token = 3", "token rows"},
+        {"UPDATE capture SET model = 'other'", "identity"},
+        {"UPDATE token SET document = 1 WHERE token = 0", "token rows in order"}};
+    char line[1200], *out;
+    write_ids(at("ids.txt"), 4, 90);
+    for (int i = -1; i < (int)(sizeof damages / sizeof *damages); i++) {
+        runs("capture " MODEL " --ids %s --out %s --force --pass-tokens 90", at("ids.txt"),
+             at("run.db"));
+        if (i >= 0) {
+            snprintf(line, sizeof line, "sqlite3 %s \"%s\"", at("run.db"), damages[i][0]);
+            assert_int_equal(test_run(line, NULL, NULL), 0);
+        }
+        snprintf(line, sizeof line, "%s check %s", test_program(), at("run.db"));
+        int status = test_run(line, &out, NULL);
+        if (status != (i >= 0) || (i >= 0 && !strstr(out, damages[i][1])))
+            fail_msg("%s: exit %d: %s", i < 0 ? "intact" : damages[i][0], status, out);
+        assert_int_equal(strstr(out, "failed") != NULL, i >= 0);
+        free(out);
+    }
+}
+
 /* ---- out and in again */
 
 static void export_import_export_is_the_identity(void **state) {
@@ -532,6 +559,7 @@ int test_capture(void) {
         cmocka_unit_test_setup(bad_input_is_refused_without_leaving_a_file, begin),
         cmocka_unit_test_setup(an_existing_output_needs_force, begin),
         cmocka_unit_test_setup(a_full_disk_is_one_clear_error_and_resumable, begin),
+        cmocka_unit_test_setup(check_finds_what_is_wrong, begin),
         cmocka_unit_test_setup(export_import_export_is_the_identity, begin),
         cmocka_unit_test_setup(imports_refuse_what_does_not_fit, begin),
         cmocka_unit_test_setup(imports_refuse_flawed_tensors, begin)};
