@@ -12,6 +12,6 @@ unset grid
 unset key
 set border 0
 set autoscale xfix
-set autoscale yfix
-set yrange [] reverse
+stats data using 2 every ::1 nooutput
+set yrange [STATS_records-0.5:-0.5]
 plot data matrix rowheaders skip 1 using 1:2:(octave($3)) with image pixels
