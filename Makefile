@@ -107,7 +107,7 @@ $(O)/bench: $(BENCH_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(BENCH_O) $(LIB) 
 bench: $(O)/bench all ## benchmarks; SCENE=name runs one
 	$(Q)$(O)/bench $(if $(SCENE),"$(SCENE)")
 lint: $(B)/embed/embed.h ## layer arrows, headers alone, function length, format
-	$(Q)sh tests/deps.sh clang-format && sh tests/lint.sh "$(CC)" "$(CFLAGS_)"
+	$(Q)sh tests/deps.sh clang-format git && sh tests/lint.sh "$(CC)" "$(CFLAGS_)"
 format: ## put all sources into the house format
 	$(Q)git ls-files '*.c' '*.h' | grep -v '^models/' | xargs clang-format -i
 deps: ; $(Q)sh tests/deps.sh

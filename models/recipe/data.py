@@ -17,8 +17,8 @@ EOT = "<|endoftext|>"
 # Share of the training rows taken from each domain.
 MIX = {"bible": .36, "python": .14, "headers": .10, "manpages": .11, "french": .09,
        "german": .09, "metamath": .11}
-MIX_DECAY = {"bible": .50, "python": .11, "headers": .07, "manpages": .09, "french": .07,
-             "german": .07, "metamath": .09}  # while the rate falls
+MIX_BIBLE = {"bible": .50, "python": .11, "headers": .07, "manpages": .09, "french": .07,
+             "german": .07, "metamath": .09}  # later part of the training
 
 
 def documents(folder):

@@ -1,9 +1,13 @@
 """Train one model:  python models/recipe/train.py --model v3-lossfree --work WORK_DIR
 
 WORK_DIR holds what data.py wrote; the run lives in WORK_DIR/MODEL (checkpoint.pt, training.csv)
-and goes on where it stopped.  Warm-up, constant rate, then linear decay to zero: a file
-WORK_DIR/decay with "FIRST_STEP LAST_STEP" sets the decay, at any time before FIRST_STEP.
-Rows are SHORT tokens long before the decay and LONG in it, tokens per step stay the same.
+and goes on where it stopped.  A step takes 8192 tokens at first and 4096 after step 400.
+WORK_DIR/schedule.json, read before each step, may be changed as long as the past stays:
+
+  {"rate": [[STEP, RATE], ...],   factor of the learning rates, linear between the points; 1
+                                  before the first (after a warm-up), the last step ends the run
+   "bible": STEP,                 from here on half of the rows come from the Bible
+   "long": STEP}                  from here on rows are 512 tokens long, before 256
 
 Matrices are trained with Muon (momentum, then the quintic Newton-Schulz iteration towards the
 nearest semi-orthogonal matrix), the rest with AdamW.  v3-lossfree has no auxiliary loss; after
@@ -11,19 +15,27 @@ each step its correction biases move by 0.001 sign(mean - count) with that step'
 import argparse
 import csv
 import gc
+import json
 import math
 import os
 import pathlib
 import time
 
+import numpy as np
 import torch
 
 from configs import MODELS
-from data import MIX, MIX_DECAY, Stream
+from data import MIX, MIX_BIBLE, Stream
 from model import BF, Model
 
-SEED, TOKENS, MICRO, SHORT, LONG = 1, 8192, 4096, 256, 512
+SEED, MICRO, SHORT, LONG = 1, 4096, 256, 512
+DOUBLE = 400  # steps with two micro-batches; one afterwards
 WARMUP, LR_MUON, LR_ADAM, DECAY, BIAS = 100, 6e-3, 3e-3, .1, 1e-3
+
+
+def tokens(step):
+    """Tokens read up to and with this step."""
+    return MICRO * (step + min(step, DOUBLE))
 
 
 def orthogonalise(g):
@@ -100,20 +112,23 @@ def main():
         with open(log, "w") as f:
             f.write(",".join(["step", "tokens", "loss", "lr"] + [f"maxvio_batch_L{i}" for i in moe]) + "\n")
     gc.disable()  # nothing here makes cycles, and the collector costs some percent
-    last, mean, since, clock = 10 ** 9, [], step, time.time()
-    while step < min(last, args.steps):
+    mean, since, clock = [], step, time.time()
+    while True:
+        plan = {"rate": [[10 ** 9, 1]], "bible": 10 ** 9, "long": 10 ** 9}
+        if (work / "schedule.json").exists():
+            plan = json.loads((work / "schedule.json").read_text())
+        last = plan["rate"][-1][0]
+        if step >= min(last, args.steps):
+            break
         step += 1
-        first = 10 ** 9
-        try:
-            first, last = map(int, (work / "decay").read_text().split())
-        except (OSError, ValueError):
-            pass
-        rate = min(1, step / WARMUP, (last + 1 - step) / max(1, last + 1 - first))
-        rows = torch.from_numpy(stream.batch(
-            TOKENS, *((LONG, MIX_DECAY) if step >= first else (SHORT, MIX))))
+        # the last step still moves: its rate is that of the middle of the interval before it
+        rate = min(1, step / WARMUP) * float(np.interp(step - .5, *zip(*plan["rate"])))
+        length = LONG if step >= plan["long"] else SHORT
+        mix = MIX_BIBLE if step >= plan["bible"] else MIX
+        rows = torch.from_numpy(stream.batch(tokens(step) - tokens(step - 1), length, mix))
         for n in model.names:
             model.get(n).grad = None
-        parts, count = rows.split(MICRO * len(rows) // TOKENS), {i: 0 for i in moe}
+        parts, count = rows.split(MICRO // length), {i: 0 for i in moe}
         for r in parts:
             loss, _ = model(r[:, :-1], r[:, 1:], 1 / len(parts))
             loss.backward()
@@ -133,13 +148,13 @@ def main():
                 raise SystemExit("the loss is not finite")
             with open(log, "a", newline="") as f:
                 csv.writer(f, lineterminator="\n").writerow(
-                    [step, step * TOKENS, f"{value:.4f}", f"{rate * args.lr_muon:.6f}"] +
+                    [step, tokens(step), f"{value:.4f}", f"{rate * args.lr_muon:.6f}"] +
                     [f"{vio[i]:.3f}" for i in moe])
-            speed = (step - since) * TOKENS / (time.time() - clock)
-            eta = f"done in {(last - step) * TOKENS / speed / 60:.0f} min" if last < 10 ** 9 else "open end"
+            speed = (tokens(step) - tokens(since)) / (time.time() - clock)
+            eta = f"done in {(tokens(last) - tokens(step)) / speed / 60:.0f} min" if last < 10 ** 9 else "open end"
             since, clock = step, time.time()
             (run / "status").write_text(
-                f"{run.name}: step {step}, {step * TOKENS / 1e6:.1f}M tokens, loss {value:.3f}, "
+                f"{run.name}: step {step}, {tokens(step) / 1e6:.1f}M tokens, loss {value:.3f}, "
                 f"{speed:.0f} tokens/s, {eta}, {time.strftime('%H:%M:%S', time.gmtime())} UTC\n")
         if step % 100 == 0 or step in (last, args.steps):
             torch.save({"model": model.state_dict(), "opt": opt.state, "step": step,
