@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "engine/gguf.h"
 
 enum { FILE_MOST = 1 << 30 }; /* bytes of a tokenizer.json */
 
@@ -24,6 +25,7 @@ void tokenizer_free(struct tokenizer *t) {
     if (!t) return;
     vocab_free(&t->vocab);
     free(t->merges.slots);
+    free(t->scores);
     steps_free(&t->steps);
     added_free(&t->raw);
     added_free(&t->normalized);
@@ -54,6 +56,7 @@ struct tokenizer *tokenizer_parse(const char *json, size_t len, const char *name
 
 struct tokenizer *tokenizer_open(const char *path, struct err *err) {
     struct str file = {0};
+    if (gguf_is(path)) return tokenizer_from_gguf(path, err);
     if (file_is_folder(path))
         file_join(&file, path, "tokenizer.json");
     else

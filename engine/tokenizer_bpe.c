@@ -183,6 +183,8 @@ static void make_symbols(struct work *work, size_t len) {
             if (unknown) add_symbol(work, t->unk, start - unknown, unknown);
             unknown = 0;
             add_symbol(work, id, start, size);
+        } else if (t->scores) {
+            add_symbol(work, -1, start, size); /* it may still become part of a token */
         } else if (t->byte_fallback && add_bytes(work, start, size)) {
             continue;
         } else if (t->unk >= 0) {
@@ -194,24 +196,37 @@ static void make_symbols(struct work *work, size_t len) {
     if (work->count) work->state->symbols[work->count - 1].next = -1;
 }
 
+/* The merge of a symbol and its neighbour: by the pair of their ids, or (SentencePiece vocabularies
+ * with scores) when their joined text is a token. */
+static bool find_merge(const struct work *work, const struct symbol *left, struct merge *out) {
+    const struct tokenizer *t = work->tokenizer;
+    const struct symbol *right = &work->state->symbols[left->next];
+    if (!t->scores) {
+        const struct merge *merge = merges_find(&t->merges, left->id, right->id);
+        if (merge) *out = *merge;
+        return merge != NULL;
+    }
+    int32_t id = vocab_find(&t->vocab, work->word + left->start, left->len + right->len);
+    if (id >= 0) *out = (struct merge){0, -t->scores[id], id};
+    return id >= 0;
+}
+
 /* Offers the pair that begins at symbol `left`, if it has a merge. */
 static void offer(struct work *work, int32_t left) {
     const struct symbol *symbols = work->state->symbols;
-    if (left < 0 || symbols[left].next < 0) return;
-    const struct merge *merge =
-        merges_find(&work->tokenizer->merges, symbols[left].id, symbols[symbols[left].next].id);
-    if (merge && !heap_push(work->state, (struct candidate){merge->score, left, merge->id}))
-        work->full = true;
+    struct merge merge = {0};
+    if (left < 0 || symbols[left].next < 0 || !find_merge(work, &symbols[left], &merge)) return;
+    if (!heap_push(work->state, (struct candidate){merge.score, left, merge.id})) work->full = true;
 }
 
 static void join(struct work *work) {
     struct symbol *symbols = work->state->symbols;
     struct candidate best = heap_pop(work->state);
     struct symbol *left = &symbols[best.left];
+    struct merge now = {0};
     if (!left->alive || left->next < 0) return;
+    if (!find_merge(work, left, &now) || now.id != best.id) return; /* overtaken */
     struct symbol *right = &symbols[left->next];
-    const struct merge *now = merges_find(&work->tokenizer->merges, left->id, right->id);
-    if (!now || now->id != best.id) return; /* overtaken */
     left->id = best.id;
     left->len += right->len;
     left->next = right->next;
@@ -219,6 +234,18 @@ static void join(struct work *work) {
     if (right->next >= 0) symbols[right->next].prev = best.left;
     offer(work, left->prev);
     offer(work, best.left);
+}
+
+/* The ids of a finished symbol; with scores, a character without a token becomes bytes only now. */
+static bool push_symbol(const struct work *work, const struct symbol *symbol, struct id_list *ids) {
+    const struct tokenizer *t = work->tokenizer;
+    if (symbol->id >= 0) return id_push(ids, symbol->id);
+    for (uint32_t i = 0; i < symbol->len; i++) {
+        int32_t id = t->byte_ids[(unsigned char)work->word[symbol->start + i]];
+        if (id < 0) id = t->unk;
+        if (id >= 0 && !id_push(ids, id)) return false;
+    }
+    return true;
 }
 
 bool bpe_word(const struct tokenizer *tokenizer, struct bpe_state *state, const char *word,
@@ -235,6 +262,6 @@ bool bpe_word(const struct tokenizer *tokenizer, struct bpe_state *state, const 
     while (state->heap_count && !work.full) join(&work);
     bool ok = !work.full;
     for (int32_t i = work.count ? 0 : -1; ok && i >= 0; i = state->symbols[i].next)
-        ok = id_push(ids, state->symbols[i].id);
+        ok = push_symbol(&work, &state->symbols[i], ids);
     return ok || err_memory(err, "ids");
 }

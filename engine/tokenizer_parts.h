@@ -268,6 +268,7 @@ struct tokenizer {
     struct arena arena;
     struct vocab vocab;
     struct merges merges;
+    float *scores; /* owned, [vocab.count]; merges go by the tokens' scores. NULL: by merges */
     struct steps steps;
     struct added raw, normalized; /* added tokens of the raw and of the normalised text */
     struct id_list before, after; /* what the post-processor puts around the ids */
