@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "analysis/balance.h"
+#include "sim/notes.h"
 #include "sim/same_as.h"
 
 enum digit { GATE, SCORE, GROUPS, NORM, RULE, RATE, BATCH, RANKS, DIGITS };
@@ -319,28 +320,7 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     return true;
 }
 
-/* ---- what the user must know */
-
-static void note_biases(struct variant_set *set, const struct source *source) {
-    for (int i = 0; i < set->count; i++) {
-        const struct variant *v = &set->variant[i];
-        for (int l = 0; l < set->layers; l++) {
-            const struct variant_layer *at = variant_at(set, i, l);
-            if (!at->foreign && !at->dropped_bias) continue;
-            if (at->foreign)
-                str_printf(&set->notes,
-                           "variant %d (%s): carries the captured bias of layer %d to a score "
-                           "function that it was not trained with\n",
-                           v->number, v->label, source->layer[l].layer);
-            else
-                str_printf(&set->notes,
-                           "variant %d (%s): runs without the captured bias, which belongs to "
-                           "another score function (--bias-rule frozen carries it)\n",
-                           v->number, v->label);
-            break;
-        }
-    }
-}
+/* ---- law 5 */
 
 /* Smallest earlier variant whose load is provably the same at every layer. */
 static int find_twin(const struct variant_set *set, const struct source *source, int i) {
@@ -370,9 +350,8 @@ bool variant_set_derive(struct variant_set *set, const struct source *source, st
         struct choice_law b = choice_law(v, variant_at(set, i, 0), source->tokens);
         v->same_as = set->variant[twin].number;
         v->same_why = same_why(&a, &b);
-        str_printf(&set->notes, "variant %d (%s): same load as variant %d: %s\n", v->number,
-                   v->label, v->same_as, v->same_why);
     }
+    note_twins(set, &set->notes);
     return !set->notes.failed || err_memory(err, "notes");
 }
 
@@ -404,7 +383,7 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
             goto done;
         made++;
     } while (next(&p, at));
-    note_biases(set, source);
+    note_biases(set, &set->notes);
     bool automatic = false; /* then rates are still to be found: auto_rate derives */
     for (int i = 0; i < set->count; i++) automatic |= set->variant[i].schedule.automatic;
     ok = automatic || variant_set_derive(set, source, err);

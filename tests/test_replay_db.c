@@ -242,12 +242,13 @@ static void notes_say_what_is_no_finding(void **state) {
     (void)state;
     fresh(TRACE_SCORES);
     assert_int_equal(replay("--norm none,sum", &out, &errors), 0);
-    assert_non_null(strstr(errors, "note: variant 2 (native,norm=sum): same load as variant 1: "
-                                   "normalisation and scale act after the choice"));
+    assert_non_null(strstr(errors,
+                           "note: same load: variants 2 (as 1): normalisation and scale act "
+                           "after the choice"));
     free(out);
     free(errors);
     assert_int_equal(replay("--score softmax", &out, &errors), 0);
-    assert_non_null(strstr(errors, "runs without the captured bias"));
+    assert_non_null(strstr(errors, "variants 1: run without the captured bias"));
     free(out);
     free(errors);
     assert_int_equal(replay("--score softmax --bias-rule frozen", &out, &errors), 0);
