@@ -118,19 +118,26 @@ static const struct pre_tokenizer pre_tokenizers[] = {
      {"\\p{N}", pattern_gpt2}},
 };
 
+enum { PRE_COUNT = sizeof pre_tokenizers / sizeof *pre_tokenizers };
+
+static bool unknown_pre(const char *pre, struct err *err) {
+    struct str known = {0};
+    for (size_t i = 0; i < PRE_COUNT; i++) str_puts(&known, pre_tokenizers[i].names + (i > 0));
+    err_set(err, ERR_UNSUPPORTED, "tokenizer.ggml.pre: found \"%.40s\", expected one of%s", pre,
+            str_text(&known));
+    str_free(&known);
+    return false;
+}
+
 /* The row that names a pre-tokenizer. Files from before the key (GPT-NeoX) use GPT-2's. */
 static const struct pre_tokenizer *find_pre(const char *pre, struct err *err) {
     char wanted[80];
-    struct str known = {0};
-    snprintf(wanted, sizeof wanted, " %.70s ", pre ? pre : "gpt-2");
-    for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++) {
-        if (!strchr(wanted + 1, ' ')[1] && strstr(pre_tokenizers[i].names, wanted))
-            return &pre_tokenizers[i];
-        str_puts(&known, pre_tokenizers[i].names);
-    }
-    err_set(err, ERR_UNSUPPORTED, "tokenizer.ggml.pre: found \"%.60s\", expected one of%.380s", pre,
-            str_text(&known));
-    str_free(&known);
+    int len = snprintf(wanted, sizeof wanted, " %s ", pre ? pre : "gpt-2");
+    bool one_word =
+        len > 2 && len < (int)sizeof wanted && !strchr(strchr(wanted + 1, ' ') + 1, ' ');
+    for (size_t i = 0; one_word && i < PRE_COUNT; i++)
+        if (strstr(pre_tokenizers[i].names, wanted)) return &pre_tokenizers[i];
+    unknown_pre(pre, err);
     return NULL;
 }
 
