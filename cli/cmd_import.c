@@ -22,6 +22,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"out", OPTION_TEXT, &job.out, "RUN.db", "the trace to write", 0, 0},
         {"gate", OPTION_TEXT, &job.gate, "SPEC", "the native gate, where the file does not say", 0,
          0},
+        {"experts", OPTION_INT, &job.experts, "N", "experts, where only chosen ids are known", 1,
+         65536},
         {"domain", OPTION_TEXT, &job.domain, "NAME", "domain of its documents", 0, 0},
         {"model", OPTION_TEXT, &job.model, "NAME", "name of the model", 0, 0},
         {"force", OPTION_FLAG, &job.force, NULL, "replace an existing file", 0, 0},

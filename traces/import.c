@@ -14,6 +14,12 @@ enum { IMPORT_PASS_TOKENS = 16384 };
 const struct trace_importer trace_importers[] = {
     {"safetensors", "interchange form: router logits, or chosen ids and weights",
      "steelyard export", import_safetensors_recognise, import_safetensors_open},
+    {"esft", "expert_weights_L.txt[.gz], one file a layer: chosen ids and weights",
+     "deepseek-ai/ESFT", import_esft_recognise, import_esft_open},
+    {"numpy", ".npy, .npz: chosen ids [tokens,layers,k], or logits [tokens,E] a layer (--gate)",
+     "vLLM, SGLang, transformers, moe-balance", import_numpy_recognise, import_numpy_open},
+    {"vllm", "JSON responses with routed_experts, base64 or lists: chosen ids", "vLLM",
+     import_vllm_recognise, import_vllm_open},
     {0}};
 
 const struct trace_importer *trace_importer_find(const char *name, const char *path,
@@ -153,6 +159,10 @@ struct trace_capture import_capture(const char *importer, const char *model) {
                                   .options = "",
                                   .lacks = "",
                                   .vocabulary = ""};
+}
+
+bool import_context(struct err *err, const char *path) {
+    return strncmp(err->text, path, strlen(path)) != 0 && err_context(err, "%s", path);
 }
 
 const char *import_stem(struct arena *arena, const char *path) {

@@ -354,7 +354,7 @@ bool import_safetensors_open(const struct import_job *job, struct import_source 
     source->state = state;
     source->close = close_source;
     source->routes = routes;
-    if (!open_parts(job, source, state, err)) return err_context(err, "%s", job->files[0]);
+    if (!open_parts(job, source, state, err)) return import_context(err, job->files[0]);
     const char *model = safetensors_metadata(state->file, "model");
     struct trace_capture *capture = &source->setup.capture;
     *capture = import_capture("safetensors", job->model ? job->model : model ? model : stem);

@@ -5,7 +5,7 @@
 #include "traces/exchange.h"
 
 /* X(name): import_NAME_recognise, import_NAME_open in import_NAME.c */
-#define TRACE_IMPORTER_FILES(X) X(safetensors)
+#define TRACE_IMPORTER_FILES(X) X(safetensors) X(esft) X(numpy) X(vllm)
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \
@@ -24,6 +24,8 @@ TRACE_EXPORTER_FILES(X)
 
 /* A capture row with every text empty, for importers to fill. */
 struct trace_capture import_capture(const char *importer, const char *model);
+/* err_context with the path, unless the text begins with it already; always returns false. */
+bool import_context(struct err *err, const char *path);
 /* Name of a file without folder and last extension, in the arena. NULL when out of memory. */
 const char *import_stem(struct arena *arena, const char *path);
 

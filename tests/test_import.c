@@ -1,0 +1,412 @@
+/* test_import.c - other people's files: read right, refused right, and the published figures of
+ * real ones */
+#include "tests/test.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "base/table.h"
+#include "traces/exchange.h"
+#include "traces/query.h"
+#include "traces/trace.h"
+
+static const char *in_folder(const char *name) {
+    static char paths[64][512];
+    static int turn;
+    char *path = paths[turn++ % 64];
+    snprintf(path, sizeof paths[0], "build/test-out/import/%s", name);
+    return path;
+}
+
+static int begin(void **state) {
+    (void)state;
+    test_folder("import");
+    return 0;
+}
+
+#define OUT in_folder("run.db")
+
+static bool import_files(const char *from, struct import_job job, struct err *err) {
+    *err = (struct err){0};
+    job.out = OUT;
+    job.force = true;
+    const struct trace_importer *importer = trace_importer_find(from, job.files[0], err);
+    return importer && trace_import(importer, &job, err);
+}
+
+static struct trace *imported(const char *from, const char *expected, struct import_job job) {
+    struct err err;
+    if (!import_files(from, job, &err)) fail_msg("%s: %s", job.files[0], err.text);
+    struct trace *trace = trace_open(OUT, &err);
+    test_ok(trace, &err);
+    assert_string_equal(trace_capture(trace)->source, expected);
+    return trace;
+}
+
+static void refused(const char *from, const char *expected, struct import_job job) {
+    struct err err;
+    remove(OUT);
+    if (import_files(from, job, &err))
+        fail_msg("%s: imported, expected: %s", job.files[0], expected);
+    if (!strstr(err.text, expected)) fail_msg("'%s' lacks '%s'", err.text, expected);
+    if (!strstr(err.text, job.files[0]) || strchr(err.text, '\n')) fail_msg("'%s'", err.text);
+    assert_false(file_exists(OUT));
+    assert_false(file_exists(in_folder("run.db.partial")));
+}
+
+static struct import_job one(const char *path) {
+    static const char *files[8];
+    static int turn;
+    const char **file = &files[turn++ % 8];
+    *file = path;
+    return (struct import_job){.files = file, .file_count = 1};
+}
+
+static double number(struct trace *trace, const char *sql) {
+    struct err err = {0};
+    struct table *table = trace_sql(trace, sql, &err);
+    if (!table) fail_msg("%s: %s", sql, err.text);
+    double value = table_rows(table) ? table_number(table, 0, 0) : NAN;
+    table_free(table);
+    return value;
+}
+
+/* ---- making files */
+
+/* A .npy of this type and shape. */
+static void npy(struct str *out, const char *type, const char *shape, const void *data,
+                size_t len) {
+    struct str header = {0};
+    str_printf(&header, "{'descr': '%s', 'fortran_order': False, 'shape': %s, }", type, shape);
+    while ((10 + header.len + 1) % 64) str_puts(&header, " ");
+    str_puts(&header, "\n");
+    unsigned char front[10] = {0x93,
+                               'N',
+                               'U',
+                               'M',
+                               'P',
+                               'Y',
+                               1,
+                               0,
+                               (unsigned char)header.len,
+                               (unsigned char)(header.len >> 8)};
+    str_append(out, front, 10);
+    str_append(out, header.data, header.len);
+    str_append(out, data, len);
+    str_free(&header);
+}
+
+static const char *write_npy(const char *name, const char *type, const char *shape,
+                             const void *data, size_t len) {
+    struct str bytes = {0};
+    struct err err = {0};
+    npy(&bytes, type, shape, data, len);
+    test_ok(file_write(in_folder(name), bytes.data, bytes.len, &err), &err);
+    str_free(&bytes);
+    return in_folder(name);
+}
+
+static void little(struct str *out, uint64_t value, int bytes) {
+    for (int i = 0; i < bytes; i++)
+        str_append(out, &(unsigned char){(unsigned char)(value >> 8 * i)}, 1);
+}
+
+static void base64(struct str *out, const unsigned char *bytes, size_t n) {
+    static const char alphabet[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t x = (uint32_t)bytes[i] << 16;
+        if (i + 1 < n) x |= (uint32_t)bytes[i + 1] << 8;
+        if (i + 2 < n) x |= bytes[i + 2];
+        for (int j = 0; j < 4; j++)
+            str_append(out, i + (size_t)j <= n ? &alphabet[x >> (18 - 6 * j) & 63] : "=", 1);
+    }
+}
+
+/* A zip of one member, deflated or stored. */
+static const char *write_zip(const char *name, const char *member, const struct str *content,
+                             bool deflated) {
+    struct str zip = {0}, packed = {0};
+    struct err err = {0};
+    uint32_t crc = (uint32_t)crc32(0, (const unsigned char *)content->data, (uInt)content->len);
+    if (deflated) {
+        uLong room = compressBound((uLong)content->len) + 64;
+        unsigned char *bytes = malloc(room);
+        z_stream stream = {.next_in = (unsigned char *)content->data,
+                           .avail_in = (uInt)content->len,
+                           .next_out = bytes,
+                           .avail_out = (uInt)room};
+        deflateInit2(&stream, 6, Z_DEFLATED, -15, 8, Z_DEFAULT_STRATEGY);
+        assert_int_equal(deflate(&stream, Z_FINISH), Z_STREAM_END);
+        str_append(&packed, bytes, stream.total_out);
+        deflateEnd(&stream);
+        free(bytes);
+    } else
+        str_append(&packed, content->data, content->len);
+    size_t directory = 0;
+    for (int central = 0; central < 2; central++) {
+        if (central) directory = zip.len;
+        str_append(&zip, central ? "PK\1\2" : "PK\3\4", 4);
+        if (central) little(&zip, 20, 2);
+        little(&zip, 20, 2);
+        little(&zip, 0, 2);
+        little(&zip, deflated ? 8 : 0, 2);
+        little(&zip, 0, 4);
+        little(&zip, crc, 4);
+        little(&zip, packed.len, 4);
+        little(&zip, content->len, 4);
+        little(&zip, strlen(member), 2);
+        little(&zip, 0, 2);
+        for (int i = 0; central && i < 7; i++)
+            little(&zip, 0, 2); /* comment, disk, attributes, 0 */
+        str_puts(&zip, member);
+        if (!central) str_append(&zip, packed.data, packed.len);
+    }
+    size_t end = zip.len;
+    str_append(&zip, "PK\5\6", 4);
+    little(&zip, 0, 4);
+    little(&zip, 1, 2);
+    little(&zip, 1, 2);
+    little(&zip, end - directory, 4);
+    little(&zip, directory, 4);
+    little(&zip, 0, 2);
+    test_ok(file_write(in_folder(name), zip.data, zip.len, &err), &err);
+    str_free(&zip);
+    str_free(&packed);
+    return in_folder(name);
+}
+
+/* ---- NumPy */
+
+/* 3 tokens, 3 layers (the first dense), k = 2, and a padding token. */
+static const uint8_t routed[] = {0, 0, 5, 1, 2, 3, 0,   0,   4,   1,   0,   3,
+                                 0, 0, 2, 7, 3, 1, 255, 255, 255, 255, 255, 255};
+
+static void check_routed(struct trace *trace) {
+    assert_int_equal(trace_tokens(trace), 3);
+    assert_int_equal(trace_layers(trace), 2);
+    assert_int_equal(trace_layer(trace, 0)->layer, 1);
+    assert_int_equal(trace_layer(trace, 0)->experts, 8);
+    assert_false(trace_has_scores(trace));
+    test_near(number(trace, "SELECT expert FROM router_score WHERE layer=1 AND token=2 AND rank=1"),
+              7, 0);
+    test_near(number(trace, "SELECT expert FROM router_score WHERE layer=2 AND token=1 AND rank=0"),
+              0, 0);
+}
+
+static void numpy_ids_drop_dense_layers_and_padding(void **state) {
+    (void)state;
+    struct trace *trace = imported(
+        "auto", "numpy", one(write_npy("a.npy", "|u1", "(4, 3, 2)", routed, sizeof routed)));
+    check_routed(trace);
+    assert_non_null(strstr(trace_capture(trace)->lacks, "router scores"));
+    trace_free(trace);
+    int32_t wide[sizeof routed];
+    for (size_t i = 0; i < sizeof routed; i++) wide[i] = routed[i] == 255 ? -1 : routed[i];
+    trace =
+        imported("auto", "numpy", one(write_npy("b.npy", "<i4", "(4, 3, 2)", wide, sizeof wide)));
+    check_routed(trace);
+    trace_free(trace);
+}
+
+static void npz_archives_stored_or_deflated_read_the_same(void **state) {
+    (void)state;
+    struct str bytes = {0};
+    npy(&bytes, "|u1", "(4, 3, 2)", routed, sizeof routed);
+    for (int deflated = 0; deflated < 2; deflated++) {
+        struct trace *trace = imported(
+            "auto", "numpy", one(write_zip("a.npz", "routed_experts.npy", &bytes, deflated)));
+        check_routed(trace);
+        trace_free(trace);
+    }
+    struct err err = {0};
+    struct file_map map;
+    test_ok(file_map(in_folder("a.npz"), &map, &err), &err);
+    for (size_t n = 0; n < map.size_bytes; n += 7) { /* truncated anywhere: refused, no crash */
+        test_ok(file_write(in_folder("cut.npz"), map.data, n, &err), &err);
+        assert_false(import_files("numpy", one(in_folder("cut.npz")), &err));
+    }
+    file_unmap(&map);
+    str_free(&bytes);
+}
+
+static void numpy_files_without_a_record_are_refused(void **state) {
+    (void)state;
+    uint8_t zeros[12] = {0}, twice[4] = {3, 3, 1, 2}, hole[6] = {1, 2, 255, 255, 3, 4};
+    refused("auto", "only zeros", one(write_npy("z.npy", "|u1", "(3, 2, 2)", zeros, 12)));
+    refused("auto", "expert 3 twice", one(write_npy("t.npy", "|u1", "(2, 1, 2)", twice, 4)));
+    refused("auto", "token 1: found expert -1",
+            one(write_npy("h.npy", "|u1", "(3, 1, 2)", hole, 6)));
+    refused("auto", "expected 12", one(write_npy("s.npy", "|u1", "(3, 2, 2)", zeros, 11)));
+    refused("auto", "no token", one(write_npy("n.npy", "|u1", "(1, 1, 3, 4)", zeros, 12)));
+    refused("auto", "1 dimensions", one(write_npy("f.npy", "<f4", "(3,)", zeros, 12)));
+}
+
+static void numpy_logits_need_a_gate_and_keep_their_values(void **state) {
+    (void)state;
+    float logits[2][12];
+    const char *files[2];
+    struct err err = {0};
+    for (int l = 0; l < 2; l++) {
+        char name[64];
+        for (int i = 0; i < 12; i++)
+            logits[l][i] = (float)(i * 7 % 5) + (float)l / 3 + (float)i / 64;
+        snprintf(name, sizeof name, "router_logits_L%d.npy", l ? 3 : 11);
+        files[l] = write_npy(name, "<f4", "(3, 4)", logits[l], sizeof logits[l]);
+    }
+    struct import_job job = {.files = files, .file_count = 2};
+    refused("auto", "give --gate", job);
+    job.gate = "softmax,topk=2";
+    struct trace *trace = imported("auto", "numpy", job);
+    assert_int_equal(trace_layer(trace, 0)->layer, 3);
+    struct trace_cursor *cursor = trace_cursor_open(trace, 1, &err);
+    struct trace_chunk chunk;
+    test_ok(cursor, &err);
+    test_ok(trace_cursor_next(cursor, &chunk, &err), &err);
+    assert_memory_equal(chunk.logits, logits[0], sizeof logits[0]);
+    trace_cursor_free(cursor);
+    trace_free(trace);
+    job.gate = "softmax,topk=5";
+    refused("auto", "--gate", job);
+    logits[0][5] = NAN;
+    write_npy("router_logits_L11.npy", "<f4", "(3, 4)", logits[0], sizeof logits[0]);
+    job.gate = "softmax,topk=2";
+    struct err why;
+    assert_false(import_files("auto", job, &why));
+    assert_non_null(strstr(why.text, "layer 11, token 1, expert 1"));
+}
+
+/* ---- vLLM */
+
+static void vllm_responses_old_and_new_read_the_same(void **state) {
+    (void)state;
+    struct str bytes = {0}, json = {0};
+    struct err err = {0};
+    npy(&bytes, "|u1", "(3, 3, 2)", routed, 18);
+    str_puts(&json, "{\"prompt_token_ids\":[11,12],\"choices\":[{\"token_ids\":[13,14],"
+                    "\"routed_experts\":\"");
+    base64(&json, (const unsigned char *)bytes.data, bytes.len);
+    str_puts(&json, "\"}]}");
+    test_ok(file_write(in_folder("new.json"), json.data, json.len, &err), &err);
+    struct trace *trace = imported("auto", "vllm", one(in_folder("new.json")));
+    check_routed(trace);
+    test_near(number(trace, "SELECT id FROM token WHERE token = 2"), 13, 0);
+    trace_free(trace);
+
+    str_clear(&json);
+    str_puts(&json,
+             "{\"choices\":[{\"prompt_routed_experts\":[[[0,0],[5,1],[2,3]],[[0,0],[4,1],[0,3]]],"
+             "\"routed_experts\":[[[0,0],[2,7],[3,1]]]}]}\n");
+    str_append(&json, json.data, json.len); /* two lines: two documents */
+    test_ok(file_write(in_folder("old.jsonl"), json.data, json.len, &err), &err);
+    trace = imported("auto", "vllm", one(in_folder("old.jsonl")));
+    assert_int_equal(trace_documents(trace), 2);
+    assert_int_equal(trace_tokens(trace), 6);
+    test_near(number(trace, "SELECT count(*) FROM router_score WHERE expert = 7"), 2, 0);
+    trace_free(trace);
+    static const char *const bad[][2] = {
+        {"{\"choices\":[{\"routed_experts\":\"!!!!\"}]}", "base64"},
+        {"{\"choices\":[{\"routed_experts\":\"AAAA\"}]}", "NumPy"},
+        {"{\"choices\":[{\"routed_experts\":[[[1,2],[3]],[[1],[2]]]}]}", "experts a token"},
+        {"{\"choices\":[{\"routed_experts\":[[[1,2]],[[1,2],[3,4]]]}]}", "tokens, expected"},
+        {"{\"choices\":[{\"text\":\"routed_experts\"}]}", "no routed_experts"},
+        {"{\"choices\":[{\"routed_experts\":[[]]}]}", "without layers"},
+        {"{\"choices\":[]}", "no choices"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        test_ok(file_write(in_folder("bad.json"), bad[i][0], strlen(bad[i][0]), &err), &err);
+        refused("vllm", bad[i][1], one(in_folder("bad.json")));
+    }
+    str_free(&bytes);
+    str_free(&json);
+}
+
+/* ---- ESFT */
+
+static void esft_lines_are_sequences(void **state) {
+    (void)state;
+    struct err err = {0};
+    static const char text[] =
+        "8\t26\t56\t57\t60\t11\t\t0.2\t0.1\t0.05\t0.04\t0.03\t0.02\n"
+        "1\t2\t3\t4\t5\t6\t2\t3\t4\t5\t6\t7\t\t.1\t.1\t.1\t.1\t.1\t.1\t.2\t.2\t.2\t"
+        ".2\t.2\t.2\n";
+    test_ok(file_write(in_folder("expert_weights_4.txt"), text, sizeof text - 1, &err), &err);
+    struct trace *trace = imported("auto", "esft", one(in_folder("expert_weights_4.txt")));
+    assert_int_equal(trace_tokens(trace), 3);
+    assert_int_equal(trace_documents(trace), 2);
+    assert_string_equal(trace_domain(trace, 0), "import");
+    assert_int_equal(trace_layer(trace, 0)->layer, 4);
+    test_near(number(trace, "SELECT weight FROM router_score WHERE token = 0 AND expert = 11"),
+              0.02, 1e-8);
+    trace_free(trace);
+    for (size_t n = 5; n < sizeof text - 1; n += 9) { /* cut in the middle of a sequence */
+        if (text[n - 1] == '\n') continue;
+        test_ok(file_write(in_folder("expert_weights_5.txt"), text, n, &err), &err);
+        if (import_files("esft", one(in_folder("expert_weights_5.txt")), &err)) {
+            trace = trace_open(OUT, &err);
+            if (trace_tokens(trace) != 1 && n < sizeof text - 3) fail_msg("cut at %zu", n);
+            trace_free(trace);
+        }
+    }
+}
+
+/* Published: token_scores = count / 6T, gate_scores = sum of weights / T, to four decimals. */
+static void esft_reproduces_the_published_summary(void **state) {
+    (void)state;
+    const char *folder = "../shared/data/esft-deepseek-v2-lite";
+    test_need(folder);
+    static const char *const domains[] = {"law", "intent"};
+    for (int d = 0; d < 2; d++) {
+        struct err err = {0};
+        char paths[26][256], summary[256];
+        const char *files[26];
+        for (int l = 0; l < 26; l++) {
+            snprintf(paths[l], sizeof paths[l], "%s/%s/expert_weights_%d.txt.gz", folder,
+                     domains[d], l + 1);
+            files[l] = paths[l];
+        }
+        struct trace *trace =
+            imported("auto", "esft", (struct import_job){.files = files, .file_count = 26});
+        snprintf(summary, sizeof summary, "%s/%s/summary.json", folder, domains[d]);
+        struct json *published = json_read(summary, 1 << 24, &err);
+        test_ok(published, &err);
+        struct table *table = trace_sql(
+            trace,
+            "SELECT layer, expert, count(*) / 6.0 / t, sum(weight) / t FROM router_score, "
+            "(SELECT sum(tokens) AS t FROM document) GROUP BY layer, expert",
+            &err);
+        test_ok(table, &err);
+        for (int64_t row = 0; row < table_rows(table); row++) {
+            static const char *const names[] = {"token_scores", "gate_scores"};
+            char layer[16], expert[16];
+            snprintf(layer, sizeof layer, "%d", (int)table_number(table, row, 0));
+            snprintf(expert, sizeof expert, "%d", (int)table_number(table, row, 1));
+            for (int i = 0; i < 2; i++) {
+                double value = json_number(
+                    json_member(json_member(json_member(published, names[i]), layer), expert));
+                if (!(fabs(value - table_number(table, row, 2 + i)) <= 0.50001e-4))
+                    fail_msg("%s layer %s expert %s", names[i], layer, expert);
+            }
+        }
+        table_free(table);
+        json_free(published);
+        trace_free(trace);
+    }
+}
+
+int test_import(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(numpy_ids_drop_dense_layers_and_padding, begin),
+        cmocka_unit_test_setup(npz_archives_stored_or_deflated_read_the_same, begin),
+        cmocka_unit_test_setup(numpy_files_without_a_record_are_refused, begin),
+        cmocka_unit_test_setup(numpy_logits_need_a_gate_and_keep_their_values, begin),
+        cmocka_unit_test_setup(vllm_responses_old_and_new_read_the_same, begin),
+        cmocka_unit_test_setup(esft_lines_are_sequences, begin),
+        cmocka_unit_test_setup(esft_reproduces_the_published_summary, begin)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

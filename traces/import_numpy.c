@@ -1,0 +1,265 @@
+/* import_numpy.c - NumPy files: chosen ids [tokens, layers, k], or router logits
+ *
+ * .npy: an integer array [tokens, layers, k] (vLLM's routed_experts, saved); a real array [tokens,
+ * E] whose file name ends in the layer's number (router_logits_L3.npy), one file a layer; or a real
+ * array [layers, tokens, E] (stacked output_router_logits). .npz: arrays of the same kinds by name,
+ * and prompt_token_ids, output_token_ids beside routed_experts. Layers of an id array are numbered
+ * from 0 as they lie there; dense ones (all zeros) are dropped. */
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/str.h"
+#include "traces/import_build.h"
+#include "traces/import_logits.h"
+#include "traces/importers.h"
+#include "traces/inflate.h"
+#include "traces/npy.h"
+
+enum { MAX_ARRAYS = 4096 };
+
+struct array {
+    struct npy npy;
+    const char *name; /* without extension */
+    int file;         /* index in job->files */
+    int64_t plane;    /* of a stacked array: which layer; 0 otherwise */
+};
+
+/* All arrays of all files. */
+struct arrays {
+    struct array items[MAX_ARRAYS];
+    int count;
+    struct file_map *maps; /* [files] */
+    int map_count;
+    struct zip *zips;
+    int zip_count;
+    unsigned char **blobs; /* of members of archives */
+    int blob_count;
+};
+
+static bool ends_with(const char *text, const char *ending) {
+    size_t n = strlen(text), m = strlen(ending);
+    return n >= m && strcmp(text + n - m, ending) == 0;
+}
+
+bool import_numpy_recognise(const char *path) {
+    return ends_with(path, ".npy") || ends_with(path, ".npz");
+}
+
+static void arrays_free(void *own) {
+    struct arrays *arrays = own;
+    for (int i = 0; i < arrays->map_count; i++) file_unmap(&arrays->maps[i]);
+    for (int i = 0; i < arrays->zip_count; i++) zip_close(&arrays->zips[i]);
+    for (int i = 0; i < arrays->blob_count; i++) free(arrays->blobs[i]);
+    free(arrays->maps);
+    free(arrays->zips);
+    free(arrays->blobs);
+    free(arrays);
+}
+
+static bool add_array(struct arrays *arrays, struct arena *arena, const char *name, int file,
+                      const unsigned char *bytes, size_t len, struct err *err) {
+    struct array *array = &arrays->items[arrays->count];
+    if (arrays->count == MAX_ARRAYS)
+        return err_set(err, ERR_UNSUPPORTED, "found more than %d arrays", MAX_ARRAYS);
+    *array = (struct array){.name = import_stem(arena, name), .file = file};
+    if (!array->name) return err_memory(err, "arrays");
+    if (!npy_parse(bytes, len, &array->npy, err)) return err_context(err, "%s", name);
+    arrays->count++;
+    return true;
+}
+
+static bool read_archive(struct arrays *arrays, struct arena *arena, const char *path, int file,
+                         struct err *err) {
+    struct zip *zip = &arrays->zips[arrays->zip_count];
+    if (!zip_open(zip, path, err)) return false;
+    arrays->zip_count++;
+    unsigned char **blobs =
+        realloc(arrays->blobs, (size_t)(arrays->blob_count + zip->count + 1) * sizeof *blobs);
+    if (!blobs) return err_memory(err, path);
+    arrays->blobs = blobs;
+    for (int i = 0; i < zip->count; i++) {
+        const struct zip_member *member = &zip->members[i];
+        unsigned char *bytes = zip_read(member, (size_t)1 << 36, err);
+        if (!bytes) return err_context(err, "%s", path);
+        blobs[arrays->blob_count++] = bytes;
+        if (!add_array(arrays, arena, member->name, file, bytes, (size_t)member->size_bytes, err))
+            return err_context(err, "%s", path);
+    }
+    return true;
+}
+
+static bool read_files(struct arrays *arrays, const struct import_job *job, struct arena *arena,
+                       struct err *err) {
+    arrays->maps = calloc((size_t)job->file_count, sizeof *arrays->maps);
+    arrays->zips = calloc((size_t)job->file_count, sizeof *arrays->zips);
+    if (!arrays->maps || !arrays->zips) return err_memory(err, "import");
+    for (int i = 0; i < job->file_count; i++) {
+        struct file_map *map = &arrays->maps[arrays->map_count];
+        if (!file_map(job->files[i], map, err)) return false;
+        arrays->map_count++;
+        bool zip = map->size_bytes > 4 && memcmp(map->data, "PK", 2) == 0;
+        if (zip ? !read_archive(arrays, arena, job->files[i], i, err)
+                : !add_array(arrays, arena, file_name(job->files[i]), i, map->data, map->size_bytes,
+                             err) &&
+                      !import_context(err, job->files[i]))
+            return false;
+    }
+    return true;
+}
+
+/* ---- chosen ids */
+
+/* Tokens at the end that are padding (-1) at every layer are no tokens. */
+static int64_t without_padding(const struct npy *npy, int32_t *row) {
+    int64_t tokens = npy->shape[0], cells = npy->shape[1] * npy->shape[2];
+    for (; tokens > 0; tokens--) {
+        npy_ids(npy, (tokens - 1) * cells, cells, row);
+        for (int64_t i = 0; i < cells; i++)
+            if (row[i] >= 0) return tokens;
+    }
+    return 0;
+}
+
+static const struct array *named(const struct arrays *arrays, const char *name, int file) {
+    for (int i = 0; i < arrays->count; i++)
+        if (arrays->items[i].file == file && strcmp(arrays->items[i].name, name) == 0)
+            return &arrays->items[i];
+    return NULL;
+}
+
+/* Prompt and output ids of an archive, when they belong to its tokens. */
+static int32_t *token_ids(const struct arrays *arrays, int file, int64_t tokens) {
+    const struct array *prompt = named(arrays, "prompt_token_ids", file);
+    const struct array *output = named(arrays, "output_token_ids", file);
+    if (!prompt || !output || prompt->npy.kind == 'f' || output->npy.kind == 'f') return NULL;
+    int64_t n = prompt->npy.count + output->npy.count;
+    if (n < tokens) return NULL;
+    int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
+    if (!ids) return NULL;
+    npy_ids(&prompt->npy, 0, prompt->npy.count, ids);
+    npy_ids(&output->npy, 0, output->npy.count, ids + prompt->npy.count);
+    return ids;
+}
+
+/* [tokens, layers, k] becomes one document. */
+static bool add_ids(const struct arrays *arrays, const struct array *array,
+                    const struct import_job *job, struct arena *arena, struct build *build,
+                    struct err *err) {
+    const struct npy *npy = &array->npy;
+    int64_t layers = npy->shape[1], k = npy->shape[2];
+    if (npy->rank != 3 || layers < 1 || layers > 10000 || k < 1 || k > GATE_MAX_TOPK)
+        return err_set(err, ERR_FORMAT, "%s: found %d dimensions, expected [tokens, layers, k]",
+                       array->name, npy->rank);
+    int32_t *row = malloc((size_t)(layers * k) * sizeof *row);
+    if (!row) return err_memory(err, "tokens");
+    int64_t tokens = without_padding(npy, row);
+    bool ok = true;
+    for (int64_t l = 0; ok && l < layers; l++) {
+        struct build_layer *layer = build_layer(build, (int)l, (int)k, err);
+        ok = layer != NULL;
+        for (int64_t t = 0; ok && t < tokens; t++) {
+            npy_ids(npy, (t * layers + l) * k, k, row);
+            ok = build_add(layer, 1, row, NULL, err);
+        }
+    }
+    free(row);
+    int32_t *ids = token_ids(arrays, array->file, tokens);
+    const char *stem = import_stem(arena, job->files[array->file]);
+    ok = ok && build_document(build, file_name(job->files[array->file]),
+                              job->domain ? job->domain : stem, tokens, ids, err);
+    free(ids);
+    return ok;
+}
+
+/* ---- logits */
+
+/* Number at the end of a name ("router_logits_L12"); -1 when there is none. */
+static int trailing_number(const char *name) {
+    size_t n = strlen(name), at = n;
+    while (at > 0 && isdigit((unsigned char)name[at - 1])) at--;
+    return at < n && n - at < 6 ? atoi(name + at) : -1;
+}
+
+static void read_logits(const struct logits_layer *layer, int64_t first, int64_t n, float *out) {
+    const struct array *array = layer->array;
+    int64_t row = layer->experts, base = array->plane * layer->tokens;
+    npy_reals(&array->npy, (base + first) * row, n * row, out);
+}
+
+static bool add_logits(struct array *array, struct logits_source *from, struct arena *arena,
+                       struct err *err) {
+    struct npy *npy = &array->npy;
+    int number = trailing_number(array->name);
+    if (npy->item_bytes > 4)
+        return err_set(err, ERR_UNSUPPORTED, "%s: found float64, expected float32 or float16",
+                       array->name);
+    if (npy->rank != 2 && npy->rank != 3)
+        return err_set(err, ERR_FORMAT,
+                       "%s: found %d dimensions, expected [tokens, E] or [layers, tokens, E]",
+                       array->name, npy->rank);
+    if (npy->rank == 2 && number < 0)
+        return err_set(err, ERR_FORMAT, "%s: found no layer number at the end of the name",
+                       array->name);
+    int64_t planes = npy->rank == 3 ? npy->shape[0] : 1;
+    int64_t tokens = npy->shape[npy->rank - 2], experts = npy->shape[npy->rank - 1];
+    if (experts > GATE_MAX_EXPERTS || from->count + planes > MAX_ARRAYS)
+        return err_set(err, ERR_FORMAT, "%s: found %lld experts", array->name, (long long)experts);
+    for (int64_t p = 0; p < planes; p++) {
+        struct array *copy = arena_alloc(arena, 1, sizeof *copy);
+        if (!copy) return err_memory(err, "layers");
+        *copy = *array;
+        copy->plane = p;
+        from->layers[from->count++] =
+            (struct logits_layer){.layer = npy->rank == 3 ? (int)p : number,
+                                  .experts = (int)experts,
+                                  .tokens = tokens,
+                                  .array = copy};
+    }
+    return true;
+}
+
+static bool open_logits(const struct import_job *job, struct arrays *arrays,
+                        struct import_source *source, struct err *err) {
+    struct logits_source from = {.read = read_logits, .own = arrays, .close_own = arrays_free};
+    from.layers = arena_alloc(&source->arena, MAX_ARRAYS, sizeof *from.layers);
+    bool ok = from.layers || err_memory(err, "layers");
+    for (int i = 0; ok && i < arrays->count; i++)
+        if (arrays->items[i].npy.kind == 'f')
+            ok = add_logits(&arrays->items[i], &from, &source->arena, err);
+    if (!ok) {
+        arrays_free(arrays);
+        return false;
+    }
+    return logits_finish(&from, job, source, "numpy", err);
+}
+
+static bool open_ids(const struct import_job *job, struct arrays *arrays,
+                     struct import_source *source, struct err *err) {
+    struct build build = {0};
+    bool ok = true;
+    for (int i = 0; ok && i < arrays->count; i++)
+        if (arrays->items[i].npy.kind != 'f' && arrays->items[i].npy.rank == 3)
+            ok = add_ids(arrays, &arrays->items[i], job, &source->arena, &build, err);
+    ok = ok && build_finish(&build, job, source, "numpy", "router scores; weights", err);
+    build_free(&build);
+    arrays_free(arrays);
+    return ok;
+}
+
+bool import_numpy_open(const struct import_job *job, struct import_source *source,
+                       struct err *err) {
+    struct arrays *arrays = calloc(1, sizeof *arrays);
+    if (!arrays) return err_memory(err, "import");
+    if (!read_files(arrays, job, &source->arena, err)) {
+        arrays_free(arrays);
+        return false;
+    }
+    bool real = false;
+    for (int i = 0; i < arrays->count; i++) real = real || arrays->items[i].npy.kind == 'f';
+    if (real ? open_logits(job, arrays, source, err) : open_ids(job, arrays, source, err))
+        return true;
+    return import_context(err, job->files[0]);
+}

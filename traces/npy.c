@@ -1,0 +1,106 @@
+/* npy.c - NumPy arrays in memory: the .npy format, checked */
+#include "traces/npy.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Value of a key in the header's dictionary text; NULL when absent. */
+static const char *value_of(const char *header, const char *key) {
+    const char *at = strstr(header, key);
+    if (!at) return NULL;
+    at += strlen(key);
+    at += strspn(at, "'\" ");
+    if (*at != ':') return NULL;
+    return at + 1 + strspn(at + 1, " ");
+}
+
+static bool read_shape(const char *text, struct npy *array, struct err *err) {
+    uint64_t count = 1;
+    if (*text++ != '(') return err_set(err, ERR_FORMAT, "npy: found no shape");
+    while (*(text += strspn(text, " ,")) != ')') {
+        char *end;
+        long long n = strtoll(text, &end, 10);
+        if (end == text || n < 0 || array->rank == NPY_MAX_RANK ||
+            (n && count > (UINT64_C(1) << 48) / (uint64_t)n))
+            return err_set(err, ERR_FORMAT, "npy: found a shape that cannot be");
+        array->shape[array->rank++] = n;
+        count *= (uint64_t)n;
+        text = end;
+    }
+    array->count = (int64_t)count;
+    return true;
+}
+
+static bool read_type(const char *text, struct npy *array, struct err *err) {
+    bool quoted = *text == '\'' || *text == '"';
+    char order = quoted ? text[1] : 0;
+    if (order) array->kind = text[2];
+    if (order && array->kind) array->item_bytes = atoi(text + 3);
+    int size = array->item_bytes;
+    bool sizes = size == 1 || size == 2 || size == 4 || size == 8;
+    if (strchr("<|=", order ? order : '?') && array->kind && strchr("fiu", array->kind) && sizes)
+        return true;
+    return err_set(err, ERR_UNSUPPORTED,
+                   "npy: found type %.8s, expected little-endian integers or reals", text);
+}
+
+bool npy_parse(const unsigned char *bytes, size_t len, struct npy *array, struct err *err) {
+    char header[4096];
+    *array = (struct npy){0};
+    if (len < 12 || memcmp(bytes, "\x93NUMPY", 6) != 0)
+        return err_set(err, ERR_FORMAT, "npy: found no NumPy array");
+    bool wide = bytes[6] >= 2;
+    size_t begin = wide ? 12 : 10, n = bytes[8] | (size_t)bytes[9] << 8;
+    if (wide) n |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
+    if (n >= sizeof header || n > len - begin)
+        return err_set(err, ERR_FORMAT, "npy: found a header of %zu bytes (truncated?)", n);
+    memcpy(header, bytes + begin, n);
+    header[n] = '\0';
+    const char *type = value_of(header, "descr"), *shape = value_of(header, "shape");
+    const char *fortran = value_of(header, "fortran_order");
+    if (!type || !shape || !fortran) return err_set(err, ERR_FORMAT, "npy: found a damaged header");
+    if (!read_type(type, array, err) || !read_shape(shape, array, err)) return false;
+    if (strncmp(fortran, "True", 4) == 0 && array->rank > 1)
+        return err_set(err, ERR_UNSUPPORTED, "npy: found Fortran order, expected C order");
+    array->data = bytes + begin + n;
+    uint64_t expected = (uint64_t)array->count * (uint64_t)array->item_bytes;
+    if (expected != len - begin - n)
+        return err_set(err, ERR_FORMAT, "npy: found %zu bytes of data, expected %llu",
+                       len - begin - n, (unsigned long long)expected);
+    return true;
+}
+
+static int64_t integer_at(const struct npy *array, int64_t i) {
+    const unsigned char *at = array->data + i * array->item_bytes;
+    uint64_t value = 0;
+    for (int b = array->item_bytes - 1; b >= 0; b--) value = value << 8 | at[b];
+    int unused = 64 - 8 * array->item_bytes;
+    if (array->kind == 'i') return (int64_t)(value << unused) >> unused;
+    bool padding = unused > 32 && value == UINT64_MAX >> unused;
+    return padding || value > INT32_MAX ? -1 : (int64_t)value;
+}
+
+void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t value = integer_at(array, first + i);
+        out[i] = value >= 0 && value <= INT32_MAX ? (int32_t)value : -1;
+    }
+}
+
+static float half(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, e = bits >> 10 & 31, m = bits & 1023;
+    uint32_t wide = e == 31 ? sign | 0x7f800000u | m << 13 : sign | (e + 112) << 23 | m << 13;
+    float x;
+    if (e == 0) return (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+
+void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out) {
+    const unsigned char *at = array->data + first * array->item_bytes;
+    if (array->item_bytes == 4) {
+        memcpy(out, at, (size_t)n * 4);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) out[i] = half((uint16_t)(at[2 * i] | at[2 * i + 1] << 8));
+}

@@ -1,0 +1,31 @@
+/* npy.h - NumPy arrays in memory: the .npy format, checked
+ *
+ * Private to traces/. Format: numpy/lib/format.py (versions 1 to 3). Little-endian, C order. */
+#ifndef TRACES_NPY_H
+#define TRACES_NPY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+enum { NPY_MAX_RANK = 6 };
+
+struct npy {
+    char kind; /* 'f' real, 'i' signed, 'u' unsigned */
+    int item_bytes;
+    int rank;
+    int64_t shape[NPY_MAX_RANK];
+    int64_t count;
+    const unsigned char *data; /* borrowed */
+};
+
+bool npy_parse(const unsigned char *bytes, size_t len, struct npy *array, struct err *err);
+/* Elements first..first+n-1 of an integer array; ones that do not fit into i32, and 255 / 65535 of
+ * 8- and 16-bit unsigned arrays (padding), become -1. */
+void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out);
+/* The same of a real array of 2 or 4 bytes an element. */
+void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out);
+
+#endif
