@@ -4,6 +4,7 @@
 
 #define BENCH_SCENES(X)                                                                            \
     X(kernels)                                                                                     \
+    X(engine)                                                                                      \
     X(replay)
 
 #endif
