@@ -156,24 +156,30 @@ struct block {
     struct scratch scratch;
 };
 
+/* best[wanted] of each choice row, after the group mask. */
+static void select_best(const struct route_kernels *run, const struct block *b, int wanted) {
+    const struct scratch *s = &b->scratch;
+    int stride = route_padded(b->experts);
+    if (b->gate->groups > 0) {
+        struct route_groups groups = resolve_groups(b->gate, b->experts);
+        if (run->top_of_kept &&
+            run->top_of_kept(&groups, b->tokens, stride, wanted, s->choice, s->best))
+            return;
+        run->mask_groups(&groups, b->tokens, stride, s->choice, s->kept, s->group_score);
+    }
+    run->top(s->choice, b->tokens, stride, b->experts, wanted, s->best);
+}
+
 /* The k best of each choice row into out.expert, and whether the next one ties with the last. */
 static void choose(const struct route_kernels *run, const struct block *b) {
-    int k = b->gate->topk, stride = route_padded(b->experts);
-    int wanted = k < b->experts ? k + 1 : k;
-    const struct scratch *s = &b->scratch;
-    run->top(s->choice, b->tokens, stride, b->experts, wanted, s->best);
+    int k = b->gate->topk, wanted = k < b->experts ? k + 1 : k;
+    select_best(run, b, wanted);
     for (int t = 0; t < b->tokens; t++) {
-        const int32_t *best = s->best + t * wanted;
-        const float *choice = s->choice + t * stride;
+        const int32_t *best = b->scratch.best + t * wanted;
+        const float *choice = b->scratch.choice + t * route_padded(b->experts);
         for (int i = 0; i < k; i++) b->out.expert[t * k + i] = best[i];
         if (b->out.tie) b->out.tie[t] = wanted > k && choice[best[k]] == choice[best[k - 1]];
     }
-}
-
-static void mask(const struct route_kernels *run, const struct block *b) {
-    struct route_groups groups = resolve_groups(b->gate, b->experts);
-    run->mask_groups(&groups, b->tokens, route_padded(b->experts), b->scratch.choice,
-                     b->scratch.kept, b->scratch.group_score);
 }
 
 /* w[T,k] from score[T,E] (logits where the score function comes last) at expert[T,k]. */
@@ -201,7 +207,6 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */
     for (int t = 0; t < b->tokens; t++)
         run->add_bias(score + t * E, b->gate->bias ? b->bias : NULL, s->choice + t * stride, E);
-    if (b->gate->groups > 0) mask(run, b);
     choose(run, b);
     for (int t = 0; b->out.escape && t < b->tokens; t++)
         b->out.escape[t] =

@@ -25,13 +25,13 @@ static int64_t first_not_finite(const float *x, int64_t n) {
 
 /* ---- scores: mathf.h, operation by operation */
 
-/* mathf_exp. scalef rounds once, as the two exact multiplications do together. */
+/* mathf_exp. roundscale rounds to the nearest even integer, as adding 1.5 * 2^23 does; scalef
+ * rounds once, as the two exact multiplications do together. */
 static inline __m512 exp16(__m512 x) {
-    const __m512 magic = _mm512_set1_ps(12582912.0f), one = _mm512_set1_ps(1.0f);
+    const __m512 one = _mm512_set1_ps(1.0f);
     x = _mm512_min_ps(x, _mm512_set1_ps(89.0f));
     x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-    __m512 n = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), magic);
-    n = _mm512_sub_ps(n, magic);
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
     __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693145752f)));
     r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(1.42860677e-6f)));
     __m512 p = _mm512_set1_ps(1.39304355e-3f);
@@ -53,12 +53,23 @@ static inline __m512 log1p16(__m512 y) {
     return _mm512_mul_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(z, high));
 }
 
+static inline __m512 sigmoid16(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 e = exp16(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)));
+    return _mm512_div_ps(one, _mm512_add_ps(one, e));
+}
+
 static void score_sigmoid(const float *logits, float *score, int n) {
-    const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += 16) {
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m512 a = sigmoid16(_mm512_loadu_ps(logits + i));
+        __m512 b = sigmoid16(_mm512_loadu_ps(logits + i + 16));
+        _mm512_storeu_ps(score + i, a);
+        _mm512_storeu_ps(score + i + 16, b);
+    }
+    for (; i < n; i += 16) {
         __mmask16 m = tail_mask(n - i);
-        __m512 e = exp16(_mm512_sub_ps(zero, _mm512_maskz_loadu_ps(m, logits + i)));
-        _mm512_mask_storeu_ps(score + i, m, _mm512_div_ps(one, _mm512_add_ps(one, e)));
+        _mm512_mask_storeu_ps(score + i, m, sigmoid16(_mm512_maskz_loadu_ps(m, logits + i)));
     }
 }
 
@@ -236,10 +247,18 @@ static inline __m512 sort16(__m512 x) {
 #undef PARTNER
 }
 
-/* A value that at least k of x[n] reach: the k-th highest of 16 lane maxima. */
-static inline float lower_bound(const float *x, int n, int k) {
-    __m512 max = _mm512_loadu_ps(x);
-    for (int i = 16; i < n; i += 16) max = _mm512_max_ps(max, _mm512_loadu_ps(x + i));
+/* The vectors of a row that take part in the choice, by rising index. */
+enum { MOST_VECTORS = 64 };
+struct vectors {
+    int count;
+    uint16_t at[MOST_VECTORS + 1];
+};
+
+/* A value that at least k of x reach: the k-th highest of 16 lane maxima. */
+static inline float lower_bound(const float *x, const struct vectors *vectors, int k) {
+    __m512 max = _mm512_loadu_ps(x + 16 * vectors->at[0]);
+    for (int i = 1; i < vectors->count; i++)
+        max = _mm512_max_ps(max, _mm512_loadu_ps(x + 16 * vectors->at[i]));
     __m512 sorted = sort16(max);
     return _mm512_cvtss_f32(_mm512_permutexvar_ps(_mm512_set1_epi32(k - 1), sorted));
 }
@@ -277,18 +296,21 @@ struct few {
     int count; /* more than MOST: not usable */
 };
 
-/* Collects all of x[n] that reach `least`. Unconditional compression: whether a vector holds a
+/* Collects all of x that reach `least`. Unconditional compression: whether a vector holds a
  * candidate is a coin toss that no branch predicts. Writes stay inside even when there are many. */
-static inline void collect(const float *x, int n, float least, struct few *few) {
+static inline void collect(const float *x, const struct vectors *vectors, float least,
+                           struct few *few) {
     const __m512 bound = _mm512_set1_ps(least);
-    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     int count = 0;
-    for (int i = 0; i < n; i += 16, lane = _mm512_add_epi32(lane, _mm512_set1_epi32(16))) {
-        __m512 v = _mm512_loadu_ps(x + i);
+    for (int i = 0; i < vectors->count; i++) {
+        int first = 16 * vectors->at[i];
+        __m512 v = _mm512_loadu_ps(x + first);
+        __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
         __mmask16 reach = _mm512_cmp_ps_mask(v, bound, _CMP_GE_OQ);
         int at = count < MOST ? count : MOST;
         _mm512_storeu_ps(few->value + at, _mm512_maskz_compress_ps(reach, v));
-        _mm512_storeu_si512(few->index + at, _mm512_maskz_compress_epi32(reach, lane));
+        _mm512_storeu_si512(few->index + at, _mm512_maskz_compress_epi32(reach, index));
         count += __builtin_popcount(reach);
     }
     few->count = count;
@@ -298,20 +320,34 @@ static inline void collect(const float *x, int n, float least, struct few *few) 
     if (at < 16) _mm512_storeu_ps(few->value + 16, _mm512_set1_ps(-INFINITY));
 }
 
-/* Ranks the few that reach a bound which at least k reach. */
-static void top(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
-    if (k > 16 || n < 32) {
-        route_kernels_portable.top(x, tokens, stride, n, k, best);
-        return;
-    }
+/* The k best of x[n] among the given vectors by one comparison each: for rows with many ties. */
+static void top_slowly(const float *x, const struct vectors *vectors, int n, int k, int32_t *best) {
+    float value[17];
+    int held = 0;
+    for (int i = 0; i < vectors->count; i++)
+        for (int e = 16 * vectors->at[i]; e < 16 * vectors->at[i] + 16 && e < n; e++) {
+            if (held == k && !(x[e] > value[k - 1])) continue;
+            int at = held < k ? held++ : k - 1;
+            for (; at > 0 && x[e] > value[at - 1]; at--) {
+                value[at] = value[at - 1];
+                best[at] = best[at - 1];
+            }
+            value[at] = x[e];
+            best[at] = e;
+        }
+}
+
+/* Ranks the few that reach a bound which at least k reach. Row t takes vectors[t * step]. */
+static void top_of_vectors(const float *x, int tokens, int stride, int n, int k,
+                           const struct vectors *vectors, int step, int32_t *best) {
     struct few few[ROUTE_BLOCK];
     float least[ROUTE_BLOCK];
-    for (int t = 0; t < tokens; t++) least[t] = lower_bound(x + t * stride, n, k);
-    for (int t = 0; t < tokens; t++) collect(x + t * stride, n, least[t], &few[t]);
+    for (int t = 0; t < tokens; t++) least[t] = lower_bound(x + t * stride, &vectors[t * step], k);
+    for (int t = 0; t < tokens; t++) collect(x + t * stride, &vectors[t * step], least[t], &few[t]);
     for (int t = 0; t < tokens; t++, best += k) {
         int32_t placed[MOST];
-        if (few[t].count > MOST || !(least[t] > -INFINITY)) { /* many ties */
-            route_kernels_portable.top(x + t * stride, 1, stride, n, k, best);
+        if (few[t].count > MOST || !(least[t] > -INFINITY)) {
+            top_slowly(x + t * stride, &vectors[t * step], n, k, best);
             continue;
         }
         if (few[t].count <= 16)
@@ -320,6 +356,50 @@ static void top(const float *x, int tokens, int stride, int n, int k, int32_t *b
             rank32(few[t].value, few[t].index, few[t].count, placed);
         memcpy(best, placed, (size_t)k * sizeof *best);
     }
+}
+
+static void top(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
+    struct vectors all = {.count = (n + 15) / 16};
+    if (k > 16 || n < 32 || all.count > MOST_VECTORS) {
+        route_kernels_portable.top(x, tokens, stride, n, k, best);
+        return;
+    }
+    for (int i = 0; i < all.count; i++) all.at[i] = (uint16_t)i;
+    top_of_vectors(x, tokens, stride, n, k, &all, 0, best);
+}
+
+/* Lists the vectors of the kept groups without a branch on who is kept. */
+static inline void list_kept(const struct route_groups *groups, const float score[16],
+                             struct vectors *vectors) {
+    const __m512 all =
+        _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), tail_mask(groups->count), score);
+    int count = 0, each = groups->size / 16;
+    for (int g = 0; g < groups->count; g++) {
+        __m512 own = _mm512_set1_ps(score[g]);
+        unsigned gt = _mm512_cmp_ps_mask(all, own, _CMP_GT_OQ);
+        unsigned eq = _mm512_cmp_ps_mask(all, own, _CMP_EQ_OQ) & ((1u << g) - 1);
+        bool keep = __builtin_popcount(gt | eq) < groups->kept;
+        for (int i = 0; i < each; i++) vectors->at[count + i] = (uint16_t)(g * each + i);
+        count += keep ? each : 0;
+    }
+    vectors->count = count;
+}
+
+static bool top_of_kept(const struct route_groups *groups, int tokens, int stride, int k,
+                        const float *choice, int32_t *best) {
+    int n = groups->count * groups->size;
+    if (groups->best > 2 || groups->size % 16 != 0 || groups->count > 16 || k > 16 ||
+        n > 16 * MOST_VECTORS - groups->size || k > groups->kept * groups->size ||
+        groups->fill > -INFINITY)
+        return false;
+    float score[ROUTE_BLOCK][16];
+    struct vectors vectors[ROUTE_BLOCK];
+    for (int t = 0; t < tokens; t++)
+        for (int g = 0; g < groups->count; g += 4)
+            four_group_scores(groups, choice + t * stride, g, score[t] + g);
+    for (int t = 0; t < tokens; t++) list_kept(groups, score[t], &vectors[t]);
+    top_of_vectors(choice, tokens, stride, n, k, vectors, 1, best);
+    return true;
 }
 
 const struct route_kernels route_kernels_avx512 = {
@@ -331,4 +411,5 @@ const struct route_kernels route_kernels_avx512 = {
               [SCORE_IDENTITY] = score_identity},
     .add_bias = add_bias,
     .mask_groups = mask_groups,
-    .top = top};
+    .top = top,
+    .top_of_kept = top_of_kept};

@@ -40,12 +40,18 @@ struct route_kernels {
     void (*add_bias)(const float *score, const float *bias, float *choice, int n);
     /* For each of `tokens` rows choice[stride]: scores its groups, sets kept[groups->count] (rows
      * of `stride` bytes) and fills the choice scores of dropped groups. group_score: scratch
-     * [stride]. */
+     * [stride].
+     */
     void (*mask_groups)(const struct route_groups *groups, int tokens, int stride, float *choice,
                         uint8_t *kept, float *group_score);
     /* For each of `tokens` rows x[stride] of n experts: best[k] <- indices of the k highest, k <=
      * n; lower index first among equals. Rows of best are k long. */
     void (*top)(const float *x, int tokens, int stride, int n, int k, int32_t *best);
+    /* mask_groups and top in one, without filling dropped groups (their choice scores stay as they
+     * are and nobody may read them). False: not possible for these groups, nothing was done. NULL:
+     * never possible. */
+    bool (*top_of_kept)(const struct route_groups *groups, int tokens, int stride, int k,
+                        const float *choice, int32_t *best);
 };
 
 extern const struct route_kernels route_kernels_portable;
