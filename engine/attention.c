@@ -228,6 +228,11 @@ static bool mla(struct forward *f, const struct attention_spec *s,
 
 bool attention_forward(struct forward *f, const struct attention_spec *spec,
                        const struct attention_weights *weights, const float *in, float *out) {
-    return spec->kind == ATTENTION_MLA ? mla(f, spec, weights, in, out)
-                                       : gqa(f, spec, weights, in, out);
+    static bool (*const kinds[])(struct forward *, const struct attention_spec *,
+                                 const struct attention_weights *, const float *,
+                                 float *) = {[ATTENTION_GQA] = gqa,
+                                             [ATTENTION_MLA] = mla,
+                                             [ATTENTION_CONV] = conv_forward,
+                                             [ATTENTION_LINEAR] = linear_forward};
+    return kinds[spec->kind](f, spec, weights, in, out);
 }

@@ -122,8 +122,9 @@ static void build_gqa(struct build *build, struct attention_spec *a) {
     a->k_norm = norm(build, names->k_norm, whole ? kv : dim);
 }
 
-static struct norm_spec latent_norm(struct build *build, const char *tail, int64_t n) {
-    return (struct norm_spec){LAYER_NORM_RMS, 1e-6f, build_vector(build, tail, ".weight", n), {0}};
+static struct norm_spec latent_norm(struct build *build, const char *prefix, const char *tail,
+                                    int64_t n) {
+    return (struct norm_spec){LAYER_NORM_RMS, 1e-6f, build_vector(build, prefix, tail, n), {0}};
 }
 
 /* Multi-head latent attention (arXiv 2405.04434 sec. 2.1). */
@@ -141,10 +142,10 @@ static void build_mla(struct build *build, struct attention_spec *a) {
     a->head_dim = a->nope + a->rope_dims;
     a->scale = (float)(1 / sqrt((double)a->head_dim));
     int64_t q = (int64_t)a->heads * a->head_dim;
-    const char *at = "self_attn.";
+    const char *at = either(build->family->names.latent, "self_attn.");
     if (a->q_lora) {
         a->q_a = build_matrix(build, at, "q_a_proj.weight", a->q_lora, hidden);
-        a->q_norm = latent_norm(build, "self_attn.q_a_layernorm", a->q_lora);
+        a->q_norm = latent_norm(build, at, "q_a_layernorm.weight", a->q_lora);
         a->q = build_matrix(build, at, "q_b_proj.weight", q, a->q_lora);
         if (bias) a->q_a_bias = build_vector(build, at, "q_a_proj.bias", a->q_lora);
     } else {
@@ -152,7 +153,7 @@ static void build_mla(struct build *build, struct attention_spec *a) {
     }
     int64_t latent = a->kv_lora + a->rope_dims;
     a->kv_a = build_matrix(build, at, "kv_a_proj_with_mqa.weight", latent, hidden);
-    a->k_norm = latent_norm(build, "self_attn.kv_a_layernorm", a->kv_lora);
+    a->k_norm = latent_norm(build, at, "kv_a_layernorm.weight", a->kv_lora);
     a->kv_b = build_matrix(build, at, "kv_b_proj.weight", (int64_t)a->heads * (a->nope + a->v_dim),
                            a->kv_lora);
     a->o = build_matrix(build, at, "o_proj.weight", hidden, (int64_t)a->heads * a->v_dim);
@@ -236,6 +237,8 @@ static bool is_dense(struct build *build, int layer) {
     switch (build->family->dense) {
     case DENSE_NONE:
         return false;
+    case DENSE_ALL:
+        return true;
     case DENSE_SPARSE:
         return config_list_has(c, "mlp_only_layers", layer) ||
                (layer + 1) % config_int(c, "decoder_sparse_step", 1, INT_MAX, 1) != 0;
@@ -281,12 +284,13 @@ static void build_gate(struct build *build, struct gate *gate) {
     gate->groups_kept = kept;
 }
 
-static void build_moe(struct build *build, struct ffn_spec *ffn) {
+void build_mixture(struct build *build, struct ffn_spec *ffn) {
     const struct family *f = build->family;
     const struct family_names *names = &f->names;
     struct config *c = &build->config;
     int hidden = build->spec->hidden;
-    ffn->experts = build->experts;
+    ffn->identity_experts = (int)config_int(c, f->identity_key, 0, GATE_MAX_EXPERTS / 2, 0);
+    ffn->experts = build->experts + ffn->identity_experts;
     ffn->routed_scale = ffn->combined_scale = 1;
     ffn->router = build_matrix(build, names->router, "", ffn->experts, hidden);
     if (names->router_bias)
@@ -306,12 +310,16 @@ static void build_moe(struct build *build, struct ffn_spec *ffn) {
     build_gate(build, &ffn->gate);
 }
 
-static void build_layer(struct build *build, int i, struct layer_spec *layer) {
+static int attentions(const struct family *f) { return f->attentions ? f->attentions : 1; }
+
+static void build_layer(struct build *build, int step, struct layer_spec *layer) {
     const struct family *f = build->family;
+    int i = step / attentions(f);
     const struct family_names *names = &f->names;
     struct config *c = &build->config;
     int hidden = build->spec->hidden;
     layer->number = i;
+    layer->sub = step % attentions(f);
     layer->attend = (struct step_spec){norm(build, names->attend_in, hidden),
                                        norm(build, names->attend_out, hidden), 1, 1, false};
     layer->feed = (struct step_spec){norm(build, names->feed_in, hidden),
@@ -324,7 +332,7 @@ static void build_layer(struct build *build, int i, struct layer_spec *layer) {
         build_glu(build, &layer->ffn.dense, names->dense, names->dense_gate, names->dense_up,
                   names->dense_down, build->dense_width, config_bool(c, f->mlp_bias_key, false));
     } else {
-        build_moe(build, &layer->ffn);
+        build_mixture(build, &layer->ffn);
     }
     if (f->layer_hook && !c->failed && !f->layer_hook(build, i, layer)) c->failed = true;
 }
@@ -391,11 +399,12 @@ static bool build_model(struct build *build) {
     spec->family = f->type;
     spec->hidden = config_size(c, "hidden_size", CONFIG_REQUIRED);
     spec->vocab = config_size(c, "vocab_size", CONFIG_REQUIRED);
-    spec->layers = (int)config_int(c, "num_hidden_layers", 1, CONFIG_MAX_LAYERS, CONFIG_REQUIRED);
+    spec->layers = (int)config_int(c, either(f->layers_key, "num_hidden_layers"), 1,
+                                   CONFIG_MAX_LAYERS, CONFIG_REQUIRED);
     spec->max_positions = (int)config_int(c, "max_position_embeddings", 1, INT_MAX, INT_MAX);
     spec->bos = (int)config_int(c, "bos_token_id", -1, INT_MAX, -1);
     spec->ignored = f->ignored;
-    spec->steps = spec->layers;
+    spec->steps = spec->layers * attentions(f);
     read_experts(build);
     build->moe_width =
         config_size(c, either(f->moe_width_key, "moe_intermediate_size"), CONFIG_REQUIRED);
@@ -404,7 +413,7 @@ static bool build_model(struct build *build) {
     spec->ropes = arena_alloc(c->arena, (size_t)spec->steps + 1, sizeof *spec->ropes);
     if (!spec->layer || !spec->ropes) return err_memory(c->err, "specification of the model");
     build_ends(build);
-    for (int i = 0; i < spec->layers && !c->failed; i++) build_layer(build, i, &spec->layer[i]);
+    for (int i = 0; i < spec->steps && !c->failed; i++) build_layer(build, i, &spec->layer[i]);
     if (f->model_hook && !c->failed && !f->model_hook(build)) c->failed = true;
     check_gates(build);
     return !c->failed;

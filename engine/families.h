@@ -23,6 +23,7 @@ struct build {
 /* Which layers are dense. */
 enum dense_rule {
     DENSE_NONE,   /* every layer is a mixture */
+    DENSE_ALL,    /* no layer is: mixtures stand beside (longcat) */
     DENSE_FIRST,  /* layers below first_k_dense_replace; or as mlp_layer_types says */
     DENSE_SPARSE, /* mixture iff not in mlp_only_layers and (i + 1) % decoder_sparse_step == 0 */
     DENSE_RANGE,  /* mixture iff moe_layer_{start,end}_index and moe_layer_interval say so */
@@ -39,7 +40,8 @@ enum span_rule {
 
 /* Tensor names after "model.layers.{l}."; NULL = the family has none. */
 struct family_names {
-    const char *layer; /* prefix, NULL = "model.layers.{l}." */
+    const char *layer;  /* prefix, NULL = "model.layers.{l}." */
+    const char *latent; /* prefix of latent attention, NULL = "self_attn." */
     const char *embedding, *norm, *head;
     const char *attend_in, *attend_out, *feed_in, *feed_out; /* norms */
     const char *q, *k, *v, *o, *q_norm, *k_norm;             /* without .weight */
@@ -58,6 +60,9 @@ struct family {
     /* keys; NULL = the usual one (see build.c), or none */
     const char *experts_key, *topk_key, *moe_width_key, *dense_width_key;
     const char *shared_count_key, *shared_width_key, *eps_key;
+    const char *layers_key;   /* NULL: num_hidden_layers */
+    int attentions;           /* sublayers of a layer, each with attention and feed-forward; 0: 1 */
+    const char *identity_key; /* number of experts without tensors, the last ones */
     bool mla;
     bool interleaved; /* rotation of neighbouring pairs */
     const char *interleave_key;
@@ -119,6 +124,8 @@ struct weight_ref build_vector(struct build *build, const char *prefix, const ch
 /* A feed-forward of three matrices below prefix with the usual or the given tails. */
 void build_glu(struct build *build, struct glu_spec *glu, const char *prefix, const char *gate,
                const char *up, const char *down, int64_t width, bool bias);
+/* A whole mixture as the row says. */
+void build_mixture(struct build *build, struct ffn_spec *ffn);
 /* Adds a rotation (or finds an equal request's), answers its index. */
 int build_rope(struct build *build, const struct rope_request *request, bool interleaved,
                float *mscale);

@@ -11,6 +11,9 @@
 #define LAYER_HOOKS(X)                                                                             \
     X(deepseek_v2)                                                                                 \
     X(axk1)                                                                                        \
+    X(longcat)                                                                                     \
+    X(lfm2)                                                                                        \
+    X(minimax)                                                                                     \
     X(mistral4)                                                                                    \
     X(olmoe)                                                                                       \
     X(qwen2_moe)                                                                                   \

@@ -2,6 +2,7 @@
 #include "engine/family_hooks.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static bool is_sliding(struct build *build, int layer, const char *otherwise) {
@@ -246,5 +247,71 @@ bool dbrx_layer(struct build *build, int layer, struct layer_spec *spec) {
         ffn->gate.norm = NORM_P;
         ffn->gate.norm_arg = (float)p;
     }
+    return true;
+}
+
+/* ---- layers without softmax */
+
+/* "conv" layers: a gated short convolution instead of attention. */
+bool lfm2_layer(struct build *build, int layer, struct layer_spec *spec) {
+    struct config *c = &build->config;
+    struct attention_spec *a = &spec->attention;
+    int64_t hidden = build->spec->hidden;
+    const char *kind =
+        config_item_text(c, "layer_types", layer, build->spec->layers, "full_attention");
+    if (spec->ffn.experts && !config_bool(c, "use_expert_bias", true)) {
+        spec->ffn.correction.name = NULL;
+        spec->ffn.gate.bias = false;
+    }
+    if (strcmp(kind, "conv") != 0) return true;
+    bool bias = config_bool(c, "conv_bias", false);
+    *a = (struct attention_spec){.kind = ATTENTION_CONV,
+                                 .rope = -1,
+                                 .conv_length = config_size(c, "conv_L_cache", CONFIG_REQUIRED)};
+    a->q = build_matrix(build, "conv.in_proj.weight", "", 3 * hidden, hidden);
+    a->o = build_matrix(build, "conv.out_proj.weight", "", hidden, hidden);
+    a->conv = build_matrix(build, "conv.conv.weight", "", hidden, a->conv_length);
+    if (!bias) return true;
+    a->q_bias = build_vector(build, "conv.in_proj.bias", "", 3 * hidden);
+    a->o_bias = build_vector(build, "conv.out_proj.bias", "", hidden);
+    a->conv_bias = build_vector(build, "conv.conv.bias", "", hidden);
+    return true;
+}
+
+static void minimax_step(struct build *build, struct step_spec *step, const char *part) {
+    char keep[48], add[48];
+    snprintf(keep, sizeof keep, "%s_alpha_factor", part);
+    snprintf(add, sizeof add, "%s_beta_factor", part);
+    step->keep = (float)config_real(&build->config, keep, 1);
+    step->add = (float)config_real(&build->config, add, 1);
+    step->from_normed = true;
+}
+
+/* "linear_attention" layers: a decaying state of k v' per head; residuals from the normed stream.
+ */
+bool minimax_layer(struct build *build, int layer, struct layer_spec *spec) {
+    struct config *c = &build->config;
+    struct attention_spec *a = &spec->attention;
+    int layers = build->spec->layers;
+    int64_t n = (int64_t)a->heads * a->head_dim, hidden = build->spec->hidden;
+    const char *kind = config_item_text(c, "layer_types", layer, layers,
+                                        (layer + 1) % 2 ? "linear_attention" : "full_attention");
+    bool linear = strcmp(kind, "linear_attention") == 0;
+    if (!linear && strcmp(kind, "full_attention") != 0)
+        config_refuse(c, "layer_types", kind, "linear_attention or full_attention");
+    minimax_step(build, &spec->attend, linear ? "linear_attn" : "full_attn");
+    minimax_step(build, &spec->feed, "mlp");
+    if (!linear) return true;
+    *a = (struct attention_spec){.kind = ATTENTION_LINEAR,
+                                 .rope = -1,
+                                 .heads = a->heads,
+                                 .kv_heads = a->heads,
+                                 .head_dim = a->head_dim};
+    a->decay = (float)(1 - layer / (layers - 1 + 1e-5) + 1e-5);
+    a->q = build_matrix(build, "self_attn.qkv_proj.weight", "", 3 * n, hidden);
+    a->gate = build_matrix(build, "self_attn.output_gate.weight", "", n, hidden);
+    a->o = build_matrix(build, "self_attn.out_proj.weight", "", hidden, n);
+    a->q_norm = (struct norm_spec){.kind = LAYER_NORM_RMS, .eps = 1e-6f};
+    a->q_norm.weight = build_vector(build, "self_attn.norm.weight", "", n);
     return true;
 }

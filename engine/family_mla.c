@@ -61,3 +61,20 @@ bool mistral4_layer(struct build *build, int layer, struct layer_spec *spec) {
                       false);
     return true;
 }
+
+/* Two attentions and two dense feed-forwards a layer; a mixture on the first one's input, whose
+ * output is added after the second. The last zero_expert_num experts pass their input through. */
+bool longcat_layer(struct build *build, int layer, struct layer_spec *spec) {
+    struct config *c = &build->config;
+    struct attention_spec *a = &spec->attention;
+    (void)layer;
+    if (!config_bool(c, "mla_scale_q_lora", true) || !config_bool(c, "mla_scale_kv_lora", true))
+        config_refuse(c, "mla_scale_q_lora, mla_scale_kv_lora", "false", "true");
+    if (config_bool(c, "router_bias", false)) config_refuse(c, "router_bias", "true", "false");
+    config_choice(c, "zero_expert_type", "identity", 0);
+    if (a->q_lora) a->q_scale = (float)sqrt((double)build->spec->hidden / a->q_lora);
+    a->latent_scale = (float)sqrt((double)build->spec->hidden / a->kv_lora);
+    spec->side_joins = spec->sub == 1;
+    if (spec->sub == 0) build_mixture(build, &spec->side);
+    return true;
+}

@@ -37,6 +37,11 @@ struct route_target {
 /* out[M,H] <- attention of in[M,H] (already normed). */
 bool attention_forward(struct forward *f, const struct attention_spec *spec,
                        const struct attention_weights *weights, const float *in, float *out);
+/* The same for layers without softmax: short convolution, linear attention. */
+bool conv_forward(struct forward *f, const struct attention_spec *spec,
+                  const struct attention_weights *weights, const float *in, float *out);
+bool linear_forward(struct forward *f, const struct attention_spec *spec,
+                    const struct attention_weights *weights, const float *in, float *out);
 /* out[M,H] <- dense feed-forward or mixture of in[M,H]. target: only for mixtures. */
 bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ffn_weights *weights,
                  const struct route_target *target, const float *in, float *out);

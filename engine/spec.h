@@ -16,7 +16,8 @@
  * checkpoint holds it. Row i of W is stored row row0 + i*row_step of slab e (the expert asked for).
  * Stored dimensions of size 1 do not count. */
 struct weight_ref {
-    const char *name; /* pattern: {l} = layer, {e} = expert; NULL = the model has none */
+    const char
+        *name; /* pattern: {l} = layer, {s} = sublayer, {e} = expert; NULL = the model has none */
     int64_t n, k;
     int64_t slabs;   /* leading dimension of experts; 0: the tensor is one matrix or vector */
     bool merged;     /* slabs and rows are one dimension in the file (dbrx) */
@@ -74,7 +75,7 @@ struct ffn_spec {
     float combined_scale; /* of routed + shared; 1 */
 };
 
-enum attention_kind { ATTENTION_GQA, ATTENTION_MLA, ATTENTION_CONV };
+enum attention_kind { ATTENTION_GQA, ATTENTION_MLA, ATTENTION_CONV, ATTENTION_LINEAR };
 
 enum qk_norm { QK_NORM_NONE, QK_NORM_WHOLE, QK_NORM_HEAD, QK_NORM_HEAD_AFTER_ROPE };
 
@@ -104,8 +105,9 @@ struct attention_spec {
     struct weight_ref q_a, q_a_bias, kv_a, kv_a_bias, kv_b; /* MLA */
     struct weight_ref sinks;                                /* [heads] */
     struct weight_ref gate;                                 /* output gate */
-    int conv_length;                                        /* CONV: taps; in_proj = q, out = o */
-    struct weight_ref conv, conv_bias;                      /* [H, taps], [H] */
+    int conv_length; /* CONV: taps; q = in_proj [3H,H], o = out_proj */
+    float decay;     /* LINEAR: of the heads' slopes; q = qkv_proj, q_norm of the output */
+    struct weight_ref conv, conv_bias; /* [H, taps], [H] */
 };
 
 /* One residual step: x <- keep * r + add * out(f(in(x))), with r = x, or in(x) when from_normed. */
@@ -117,6 +119,7 @@ struct step_spec {
 
 struct layer_spec {
     int number; /* the {l} of tensor names */
+    int sub;    /* the {s}: which attention of that layer (longcat) */
     struct attention_spec attention;
     struct ffn_spec ffn;
     struct step_spec attend, feed;

@@ -10,13 +10,13 @@ enum { NAME_BYTES = 256, MX_BLOCK = 32, MX_BYTES = 16 };
 
 static void refuse(struct loader *loader) { loader->failed = true; }
 
-/* name <- pattern with {l} and {e} replaced; false when too long. */
+/* name <- pattern with {l}, {s} and {e} replaced; false when too long. */
 static bool expand(const struct loader *loader, const char *pattern, const char *suffix,
                    char name[static NAME_BYTES]) {
     size_t at = 0;
     for (const char *p = pattern; *p && at < NAME_BYTES; p++) {
-        if (p[0] == '{' && (p[1] == 'l' || p[1] == 'e') && p[2] == '}') {
-            int number = p[1] == 'l' ? loader->layer : loader->expert;
+        if (p[0] == '{' && p[1] && strchr("lse", p[1]) && p[2] == '}') {
+            int number = p[1] == 'l' ? loader->layer : p[1] == 's' ? loader->sub : loader->expert;
             at += (size_t)snprintf(name + at, NAME_BYTES - at, "%d", number);
             p += 2;
         } else {
@@ -416,6 +416,7 @@ static void load_attention(struct loader *loader, const struct attention_spec *s
 bool load_layer(struct loader *loader, const struct layer_spec *layer, struct layer_weights *out) {
     memset(out, 0, sizeof *out);
     loader->layer = layer->number;
+    loader->sub = layer->sub;
     load_norm(loader, &layer->attend.in, &out->attend_in);
     load_norm(loader, &layer->attend.out, &out->attend_out);
     load_norm(loader, &layer->feed.in, &out->feed_in);

@@ -52,7 +52,7 @@ struct loader {
     float *scratch; /* owned: loader_free */
     size_t scratch_count;
     int layer; /* the {l} and the slab or {e} of the reference in hand */
-    int expert;
+    int sub, expert;
     int64_t parameters; /* elements seen */
     bool failed;
     struct err *err;
