@@ -205,7 +205,7 @@ static void put_warnings(const char *lines, struct str *html) {
         }
         if (first) {
             struct str text = {0};
-            if (times > 1) str_printf(&text, "%d variants: ", times);
+            if (times > 1) str_printf(&text, "In %d variants: ", times);
             str_append(&text, message, left);
             report_note(html, str_text(&text));
             str_free(&text);

@@ -93,11 +93,13 @@ bool study_block(const struct subject *subject, const struct study_series *serie
     return ok;
 }
 
-/* Room for the legend: a line per series beyond what the default height has. */
+/* In points: room for the rows of a heat map, or for a legend with more lines than fit by default.
+ */
 static int height_of(const struct figure *figure) {
+    if (figure->rows) return figure->rows > 20 ? 130 + 14 * figure->rows : 400;
     int columns = figure->blocks ? table_columns(figure->block[0]) : 0;
-    int series = figure->blocks > 2 ? figure->blocks : columns < 12 ? columns - 1 : 0;
-    return 400 + 15 * (series > 3 ? series - 3 : 0); /* a matrix has no legend */
+    int series = figure->blocks > 2 ? figure->blocks : columns - 1;
+    return 400 + 15 * (series > 3 ? series - 3 : 0);
 }
 
 bool study_render(const struct study *study, const struct figure *figure, int format,

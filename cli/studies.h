@@ -19,6 +19,7 @@ enum { FIGURE_BLOCKS = 9 }; /* as many as there are line types (plots/style.gp) 
 struct figure {
     struct table *block[FIGURE_BLOCKS]; /* owned: the blocks of the data file */
     int blocks;
+    int rows;            /* of a heat map, for its height; 0 = lines with a legend */
     struct str caption;  /* what it shows for this trace, with numbers and intervals */
     struct str subtitle; /* after the title; may be empty */
     struct str lacks;    /* not empty: nothing to draw, because of this */

@@ -58,7 +58,19 @@ static double mean_distance(const struct loads *loads, const int64_t *totals, in
     return sum / counted;
 }
 
-/* The matrix domain x expert of load / mean at router r. */
+enum { MAP_DOMAINS = 24, NAME_CHARACTERS = 24 };
+
+/* Appends a name, cut where it would leave no room for the figure. */
+static void put_short(const char *name, struct str *out) {
+    const char *end = name;
+    for (int n = 0; *end && n < NAME_CHARACTERS; n++) do
+            end++;
+        while (((unsigned char)*end & 0xc0) == 0x80);
+    str_append(out, name, (size_t)(end - name));
+    if (*end) str_puts(out, "...");
+}
+
+/* The matrix domain x expert of load / mean at router r: the first domains, and all together. */
 static struct table *domain_matrix(const struct subject *subject, const struct loads *loads,
                                    const int64_t *totals, int r, struct err *err) {
     size_t width = (size_t)loads->first[loads->layers];
@@ -77,8 +89,12 @@ static struct table *domain_matrix(const struct subject *subject, const struct l
         err_memory(err, "figure data");
     }
     for (int d = 0; table && d <= loads->domains; d++) {
+        if (d >= MAP_DOMAINS && d < loads->domains) continue;
         const int64_t *n = totals + (size_t)d * width + first;
-        table_text(table, d < loads->domains ? trace_domain(subject->trace, d) : "all together");
+        struct str name = {0};
+        put_short(d < loads->domains ? trace_domain(subject->trace, d) : "all together", &name);
+        table_text(table, str_text(&name));
+        str_free(&name);
         for (int e = 0; e < experts; e++)
             table_real(table, (double)n[e] / balance_mean(n, experts));
     }
@@ -130,6 +146,10 @@ static bool draw_map(const struct subject *subject, const struct loads *loads,
         "choices would have to move to be those of all text; over all layers it is %.1f %%. ",
         layer, 100 * mean_distance(loads, totals, most), 100 * sum / loads->layers);
     put_peak(subject, loads, totals, most, &figure->caption);
+    if (loads->domains > MAP_DOMAINS)
+        str_printf(&figure->caption, " Only the first %d of %d domains are drawn.", MAP_DOMAINS,
+                   loads->domains);
+    if (ok) figure->rows = (int)table_rows(figure->block[0]);
     free(totals);
     return ok;
 }

@@ -92,6 +92,7 @@ bool study_load_map(const struct subject *subjects, int count, struct figure *fi
     struct table *loads = subject_query(subject, "study_load_map", subject->native, err);
     bool ok = loads && figure_add(figure, load_matrix(loads, err));
     if (ok) {
+        figure->rows = (int)table_rows(figure->block[0]);
         str_puts(&figure->caption, "Load under ");
         subject_name(subject, subject->native, &figure->caption);
         str_puts(&figure->caption, ". ");

@@ -63,7 +63,7 @@ step "replay: scores x groups x normalisations x bias rules and rates x batch si
 "$program" replay "$out/run.db" --out "$out/result.db" --force \
     --score sigmoid,softmax --groups 8:4:top2sum,none --norm sum:1e-20,none \
     --bias-rule frozen,none,sign --bias-rate 0.0001,0.001,0.01,0.1 \
-    --batch-tokens 2048,512,8192 --ranks 8,2,4,16 --order shuffled \
+    --batch-tokens 2048,512,8192 --ranks 8,4,16 --order shuffled \
     --csv >"$out/replay.csv" 2>"$out/replay.log" || { cat "$out/replay.log" >&2; exit 1; }
 echo "$(($(wc -l <"$out/replay.csv") - 1)) variants; notes in $out/replay.log"
 
