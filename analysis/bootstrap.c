@@ -100,6 +100,13 @@ static void set_limits(const struct draws *draws, double tail, double z0, double
     out->resamples = draws->count;
 }
 
+/* The distance of a draw from the estimate is taken for that of the estimate from the truth. */
+static void reflect(struct interval *out) {
+    double low = out->low;
+    out->low = 2 * out->estimate - out->high;
+    out->high = 2 * out->estimate - low;
+}
+
 bool bootstrap(int clusters, bootstrap_statistic statistic, void *context,
                const struct bootstrap_options *options, struct interval *out, struct err *err) {
     static const struct bootstrap_options defaults;
@@ -129,6 +136,7 @@ bool bootstrap(int clusters, bootstrap_statistic statistic, void *context,
     double z0 = adjust ? bias_correction(&draws, out->estimate) : 0;
     double a = adjust ? acceleration(clusters, statistic, context, draws.picked, loo) : 0;
     set_limits(&draws, (1 - level) / 2, z0, a, adjust, out);
+    if (options->kind == BOOTSTRAP_BASIC) reflect(out);
 done:
     free(loo);
     free(draws.picked);

@@ -7,9 +7,14 @@
  *
  * Intervals: percentile, or BCa (bias-corrected and accelerated, the acceleration from the
  * jackknife over clusters): Efron and Tibshirani, An Introduction to the Bootstrap (1993),
- * sections 13.3 and 14.3. With few clusters no bootstrap is honest: `few` is set below
- * BOOTSTRAP_FEW, and with fewer than two clusters the interval is NaN. Seeded (GSL mt19937): the
- * same numbers every time. */
+ * sections 13.3 and 14.3; or basic (2 estimate - quantile; Davison and Hinkley, Bootstrap Methods
+ * and their Application (1997), section 5.2) for statistics that are biased upwards, like a
+ * maximum: a nearly even load looks the less even the fewer tokens are seen, so that nearly every
+ * draw lies above the estimate and BCa shrinks to a point. On simulated loads (32 experts,
+ * lognormal shares of sd 0.3, 20 documents of 1600 choices) nominal 95 % intervals of MaxVio held
+ * the truth in 91 % of 150 trials (basic), 7 % (BCa), 1 % (percentile). With few clusters no
+ * bootstrap is honest: `few` is set below BOOTSTRAP_FEW, and with fewer than two clusters the
+ * interval is NaN. Seeded (GSL mt19937): the same numbers every time. */
 #ifndef ANALYSIS_BOOTSTRAP_H
 #define ANALYSIS_BOOTSTRAP_H
 
@@ -19,7 +24,7 @@
 #include "base/err.h"
 
 enum { BOOTSTRAP_FEW = 10 };
-enum bootstrap_kind { BOOTSTRAP_BCA, BOOTSTRAP_PERCENTILE };
+enum bootstrap_kind { BOOTSTRAP_BCA, BOOTSTRAP_PERCENTILE, BOOTSTRAP_BASIC };
 
 struct bootstrap_options {
     int resamples;            /* 0: 2000 */

@@ -134,11 +134,16 @@ bool loads_interval(const struct loads_contrast *contrast, struct interval *out,
     struct bootstrap_options options = {.resamples = affordable > 2000  ? 2000
                                                      : affordable < 200 ? 200
                                                                         : (int)affordable,
-                                        .seed = 1};
+                                        .seed = 1,
+                                        .kind = BOOTSTRAP_BASIC};
     struct drawing drawing = {
         contrast, calloc((size_t)loads->first[loads->layers] + 1, sizeof *drawing.total)};
     if (!drawing.total) return err_memory(err, "bootstrap");
     bool ok = bootstrap(loads->clusters, contrast_of, &drawing, &options, out, err);
+    if (ok && !contrast->b) { /* MaxVio is never negative */
+        if (out->low < 0) out->low = 0;
+        if (out->high < 0) out->high = 0;
+    }
     free(drawing.total);
     return ok;
 }
@@ -150,7 +155,10 @@ void loads_put_interval(const struct loads *loads, const struct interval *interv
                    loads->documents == 1 ? "" : "s");
         return;
     }
-    str_printf(out, "(%s95 %% interval %.3g to %.3g, bootstrap over %lld documents)",
+    str_printf(out, "(%s95 %% interval %.3g to %.3g, bootstrap over %lld documents%s)",
                interval->few ? "rough " : "", interval->low, interval->high,
-               (long long)loads->documents);
+               (long long)loads->documents,
+               interval->high < interval->estimate
+                   ? "; it lies below because few tokens make a maximum look larger"
+                   : "");
 }

@@ -257,8 +257,11 @@ static bool put_reading(struct str *html, struct err *err) {
               "A model that runs with another gate changes its hidden states too, which these "
               "figures do not see.");
     report_paragraph(
-        html, "Intervals are 95 % bootstrap intervals (BCa) over documents: they say how much a "
-              "figure would move with other documents of the same kind, not with other domains.");
+        html,
+        "Intervals are 95 % basic bootstrap intervals over documents: they say how much a figure "
+        "would move with other documents of the same kind, not with other domains. They also "
+        "take off what a maximum gains by chance when few tokens are seen, so an interval may "
+        "lie below its figure.");
     const struct table_column columns[] = {{"measure", "", TABLE_TEXT},
                                            {"definition", "", TABLE_TEXT},
                                            {"axis", "", TABLE_TEXT},
