@@ -326,6 +326,71 @@ static void vllm_responses_old_and_new_read_the_same(void **state) {
     str_free(&json);
 }
 
+/* ---- Megatron */
+
+/* Two steps of 2 and 1 tokens at layers 1 and 2, E = 4, k = 2; with logits the side file holds
+ * bf16. */
+static void write_megatron(bool logits, int wrong) {
+    static const float values[3][4] = {{1, 2, 3, 4}, {-4, 0.5f, -2, 1}, {8, 7, 0, -1}};
+    static const int top[3][2] = {{2, 3}, {1, 3}, {0, 1}};
+    struct str lines = {0}, side = {0};
+    struct err err = {0};
+    for (int step = 0; step < 2; step++)
+        for (int layer = 1; layer <= 2; layer++) {
+            int n = step ? 1 : 2, first = step ? 2 : 0;
+            str_printf(&lines,
+                       "{\"step\":%d,\"stage\":\"pre_dispatch\",\"block\":\"decoder\","
+                       "\"layer\":%d,\"rank\":0,\"num_tokens\":%d,\"topk\":2,\"top_indices\":[",
+                       step, layer, n);
+            for (int t = first; t < first + n; t++)
+                str_printf(&lines, "%s[%d,%d]", t > first ? "," : "", wrong ? 0 : top[t][0],
+                           wrong ? 2 : top[t][1]);
+            str_puts(&lines, "]");
+            if (logits)
+                str_printf(&lines,
+                           ",\"logit_offset\":%zu,\"logit_bytes\":%d,\"logit_shape\":[%d,4]",
+                           side.len, n * 8, n);
+            str_puts(&lines, "}\n");
+            for (int t = first; t < first + n; t++)
+                for (int e = 0; e < 4; e++) {
+                    float x = values[t][e] * (float)layer;
+                    str_append(&side, (const char *)&x + 2, 2);
+                }
+        }
+    test_ok(file_write(in_folder("router_trace_rank3.jsonl"), lines.data, lines.len, &err), &err);
+    if (logits) test_ok(file_write(in_folder("logits_rank3.bin"), side.data, side.len, &err), &err);
+    str_free(&lines);
+    str_free(&side);
+}
+
+static void megatron_logits_can_be_replayed(void **state) {
+    (void)state;
+    struct import_job job = one(in_folder("router_trace_rank3.jsonl"));
+    write_megatron(false, 0);
+    struct trace *trace = imported("auto", "megatron", job);
+    assert_int_equal(trace_tokens(trace), 3);
+    assert_false(trace_has_scores(trace));
+    trace_free(trace);
+    write_megatron(true, 0);
+    refused("auto", "--gate", job);
+    job.gate = "softmax,topk=2";
+    trace = imported("auto", "megatron", job);
+    assert_true(trace_has_scores(trace));
+    test_near(
+        number(trace, "SELECT logit FROM router_score WHERE layer=2 AND token=1 AND expert=0"), -8,
+        0);
+    test_near(
+        number(trace, "SELECT logit FROM router_score WHERE layer=1 AND token=2 AND expert=3"), -1,
+        0);
+    trace_free(trace);
+    write_megatron(true, 1);
+    refused("auto", "chose other experts", job);
+    write_megatron(true, 0);
+    struct err err = {0};
+    test_ok(file_write(in_folder("logits_rank3.bin"), "1234", 4, &err), &err);
+    refused("auto", "side file has 4 bytes", job);
+}
+
 /* ---- ESFT */
 
 static void esft_lines_are_sequences(void **state) {
@@ -406,6 +471,7 @@ int test_import(void) {
         cmocka_unit_test_setup(numpy_files_without_a_record_are_refused, begin),
         cmocka_unit_test_setup(numpy_logits_need_a_gate_and_keep_their_values, begin),
         cmocka_unit_test_setup(vllm_responses_old_and_new_read_the_same, begin),
+        cmocka_unit_test_setup(megatron_logits_can_be_replayed, begin),
         cmocka_unit_test_setup(esft_lines_are_sequences, begin),
         cmocka_unit_test_setup(esft_reproduces_the_published_summary, begin)};
     return cmocka_run_group_tests(tests, NULL, NULL);

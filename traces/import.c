@@ -20,6 +20,8 @@ const struct trace_importer trace_importers[] = {
      "vLLM, SGLang, transformers, moe-balance", import_numpy_recognise, import_numpy_open},
     {"vllm", "JSON responses with routed_experts, base64 or lists: chosen ids", "vLLM",
      import_vllm_recognise, import_vllm_open},
+    {"megatron", "router_trace_rankR.jsonl with logits_rankR.bin: logits (--gate), or chosen ids",
+     "Megatron-LM", import_megatron_recognise, import_megatron_open},
     {0}};
 
 const struct trace_importer *trace_importer_find(const char *name, const char *path,

@@ -123,8 +123,8 @@ bool import_esft_open(const struct import_job *job, struct import_source *source
     if (job->gate && !gate_parse(job->gate, NULL, &gate, err)) return err_context(err, "--gate");
     bool ok = true;
     for (int i = 0; ok && i < job->file_count; i++)
-        ok = read_file(job, i, gate.topk, &build, domain, err) ||
-             import_context(err, job->files[i]);
+        ok =
+            read_file(job, i, gate.topk, &build, domain, err) || import_context(err, job->files[i]);
     ok = ok && (build_finish(&build, job, source, "esft", "router scores", err) ||
                 import_context(err, job->files[0]));
     build_free(&build);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "traces/import_choices.h"
 #include "traces/importers.h"
 
 enum { PIECE_TOKENS = 256 };
@@ -66,6 +67,24 @@ static bool describe(const struct logits_source *from, const struct import_job *
     return true;
 }
 
+/* The gate must explain the file's own choices. */
+static bool check_choices(struct state *state, const struct trace_layer *layer, int r,
+                          struct err *err) {
+    const struct logits_layer *from = &state->from.layers[r];
+    struct choice_check check;
+    if (!from->chosen) return true;
+    if (from->topk != layer->topk)
+        return err_set(err, ERR_DATA, "layer %d: found %d chosen, expected %d of the gate",
+                       layer->layer, from->topk, layer->topk);
+    if (!choice_check_begin(&check, layer, err)) return false;
+    for (int64_t t = 0; t < from->tokens; t += PIECE_TOKENS) {
+        int64_t n = from->tokens - t < PIECE_TOKENS ? from->tokens - t : PIECE_TOKENS;
+        state->from.read(from, t, n, state->piece);
+        choice_check_add(&check, n, state->piece, from->chosen + t * from->topk);
+    }
+    return choice_check_end(&check, err);
+}
+
 static bool one_document(const struct import_job *job, int64_t tokens, struct import_source *source,
                          struct err *err) {
     struct trace_document *document = arena_alloc(&source->arena, 1, sizeof *document);
@@ -102,6 +121,8 @@ bool logits_finish(const struct logits_source *from, const struct import_job *jo
     state->piece = malloc((size_t)PIECE_TOKENS * (size_t)widest * sizeof(float));
     const char *model = job->model ? job->model : import_stem(&source->arena, job->files[0]);
     if (!state->piece || !model) return err_memory(err, "import");
+    for (int r = 0; r < from->count; r++)
+        if (!check_choices(state, &source->setup.layers[r], r, err)) return false;
     source->routes = routes;
     source->setup.capture = import_capture(importer, model);
     source->setup.capture.lacks = "token ids; documents; nll";

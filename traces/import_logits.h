@@ -10,8 +10,10 @@
 struct logits_layer {
     int layer, experts;
     int64_t tokens;
-    const float *bias; /* [E] or NULL, borrowed */
-    const void *array; /* what `read` understands */
+    const float *bias;     /* [E] or NULL, borrowed */
+    const void *array;     /* what `read` understands */
+    const int32_t *chosen; /* [tokens, topk] the file's own choices, to compare with; NULL = none */
+    int topk;              /* of chosen */
 };
 
 /* Makes a source of `count` layers of logits: sorts, checks equal tokens, attaches job->gate

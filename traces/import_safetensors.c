@@ -13,11 +13,8 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/safetensors.h"
-#include "router/route.h"
+#include "traces/import_choices.h"
 #include "traces/importers.h"
-
-/* Share of tokens whose choices may differ from the file's (ties broken otherwise by its maker). */
-static const double DISAGREEMENT = 0.01;
 
 struct st_layer {
     int layer;
@@ -153,43 +150,13 @@ static bool find_bias(const struct st_state *state, struct trace_layer *layer, s
     return true;
 }
 
-/* Do the file's own choices follow from its logits under the gate? */
 static bool check_choices(const struct st_layer *part, const struct trace_layer *layer,
                           int64_t tokens, struct err *err) {
-    enum { STEP = 256 };
+    struct choice_check check;
     if (!part->ids || !part->logits) return true;
-    int k = layer->topk, experts = layer->experts;
-    int32_t *expert = malloc((size_t)STEP * (size_t)k * 4);
-    void *scratch = aligned_alloc(64, (route_scratch_bytes(experts) + 63) / 64 * 64);
-    unsigned char *chosen = calloc((size_t)experts, 1);
-    bool ok = (expert && scratch && chosen) || err_memory(err, "choices");
-    int64_t wrong = 0, example = -1;
-    for (int64_t t = 0; ok && t < tokens; t += STEP) {
-        int64_t n = tokens - t < STEP ? tokens - t : STEP;
-        struct routes routes = {.expert = expert};
-        if (route_tokens(&layer->gate, experts, n, (const float *)part->logits->data + t * experts,
-                         layer->bias, &routes, scratch) >= 0)
-            break; /* the writer refuses it with its place */
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t *file = (const int32_t *)part->ids->data + (t + i) * k;
-            bool same = true;
-            for (int j = 0; j < k; j++) chosen[expert[i * k + j]] = 1;
-            for (int j = 0; j < k; j++)
-                same = same && file[j] >= 0 && file[j] < experts && chosen[file[j]];
-            for (int j = 0; j < k; j++) chosen[expert[i * k + j]] = 0;
-            if (!same && !wrong++) example = t + i;
-        }
-    }
-    if (ok && (double)wrong > DISAGREEMENT * (double)tokens)
-        ok = err_set(
-            err, ERR_DATA,
-            "topk_ids: %lld of %lld tokens (first: %lld) chose other experts than the gate does:"
-            " another gate, or another bias",
-            (long long)wrong, (long long)tokens, (long long)example);
-    free(expert);
-    free(scratch);
-    free(chosen);
-    return ok;
+    if (!choice_check_begin(&check, layer, err)) return false;
+    choice_check_add(&check, tokens, part->logits->data, part->ids->data);
+    return choice_check_end(&check, err);
 }
 
 static bool open_layer(const struct import_job *job, struct st_state *state, int r,

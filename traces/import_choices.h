@@ -1,0 +1,28 @@
+/* import_choices.h - do a file's own choices follow from its logits under the gate?
+ *
+ * Private to traces/. A wrong gate would be silent garbage, so importers of files that hold both
+ * compare them. Compared as sets: the order within a token means nothing in many formats. */
+#ifndef TRACES_IMPORT_CHOICES_H
+#define TRACES_IMPORT_CHOICES_H
+
+#include "traces/trace.h"
+
+struct choice_check {
+    const struct trace_layer *layer; /* gate, experts, bias */
+    int32_t *expert;
+    unsigned char *chosen;
+    void *scratch;
+    int64_t tokens, wrong, example;
+};
+
+bool choice_check_begin(struct choice_check *check, const struct trace_layer *layer,
+                        struct err *err);
+/* n tokens: logits[n,E], ids[n,k]. Logits that are not finite end the comparison: the writer
+ * refuses them with their place. */
+void choice_check_add(struct choice_check *check, int64_t n, const float *logits,
+                      const int32_t *ids);
+/* Frees; refuses when more than 1 % of the tokens differ (less: ties that its maker broke
+ * otherwise). */
+bool choice_check_end(struct choice_check *check, struct err *err);
+
+#endif
