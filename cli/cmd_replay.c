@@ -25,7 +25,7 @@ struct replay_command {
     char *storage[LISTS]; /* owned, of the split lists */
     const char *bias_start, *order, *out;
     int64_t seed, threads;
-    bool force, dynamics;
+    bool force, dynamics, losses, optimum;
     struct output_choice choice;
     int64_t *batch, *ranks; /* owned */
     struct variant_lists lists;
@@ -129,6 +129,8 @@ static bool make_plan(struct replay_command *c, const struct source *source,
     }
     plan->options = (struct replay_options){.threads = (int)c->threads, .order = plan->order};
     if (!auto_rates(&plan->set, source, &plan->options, progress, err)) return false;
+    plan->options.losses = c->losses;
+    plan->options.optimum = c->optimum;
     plan->options.documents = outcome_keeps_documents(&plan->set, source, threads);
     if (!plan->options.documents)
         str_puts(&plan->set.notes, "loads per document are not kept: too many documents and "
@@ -177,7 +179,10 @@ static bool replay_into(struct replay_command *c, const struct trace *trace,
 }
 
 static bool print_summary(const struct replay_command *c, const char *path, struct err *err) {
-    const char *view = c->dynamics ? "replay_dynamics" : "replay_means";
+    const char *view = c->dynamics  ? "replay_dynamics"
+                       : c->losses  ? "replay_losses"
+                       : c->optimum ? "replay_optima"
+                                    : "replay_means";
     struct trace *trace = trace_open(path, err);
     if (!trace) return false;
     struct table *table = trace_query(trace, view, NULL, 0, err);
@@ -233,6 +238,10 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"force", OPTION_FLAG, &c.force, NULL, "replace an existing RESULT.db", 0, 0},
         {"dynamics", OPTION_FLAG, &c.dynamics, NULL,
          "print settling and oscillation over batches instead of the means", 0, 0},
+        {"losses", OPTION_FLAG, &c.losses, NULL,
+         "compute and print what training losses for balance would be worth", 0, 0},
+        {"optimum", OPTION_FLAG, &c.optimum, NULL,
+         "compare the last batch with the best that equal loads allow (slow)", 0, 0},
         OPTION_OUTPUT(c.choice),
         {0}};
     bool done = false;

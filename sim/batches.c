@@ -29,9 +29,21 @@ bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks
 
 int64_t batches_room(const struct batches *b) { return b->batch_tokens - b->filled; }
 
+/* A token counts once for each rank that holds one of its experts. */
+static void count_sent(struct batches *b, const int32_t *expert, int k) {
+    int per_rank = b->experts / b->ranks;
+    for (int i = 0; i < k; i++) {
+        int rank = expert[i] / per_rank;
+        bool seen = false;
+        for (int j = 0; j < i && !seen; j++) seen = expert[j] / per_rank == rank;
+        b->sent[rank] += !seen;
+    }
+}
+
 bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n) {
     int64_t *counts = b->counts;
     for (int64_t i = 0; i < n * k; i++) counts[expert[i]]++;
+    for (int64_t t = 0; t < n && b->sent; t++) count_sent(b, expert + t * k, k);
     b->filled += n;
     return b->filled == b->batch_tokens;
 }
@@ -59,6 +71,10 @@ static double follow(struct batches *b) {
     }
     b->full++;
     return norm > 0 ? projected / norm : 0;
+}
+
+int64_t batches_last_first(const struct batches *b) {
+    return b->expected > 0 ? (b->expected - 1) * b->batch_tokens : -1;
 }
 
 void batches_dynamics(const struct batches *b, struct dynamics *out) {

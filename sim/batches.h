@@ -18,6 +18,7 @@ struct batches {
     int64_t batch_tokens;
     int64_t filled;     /* tokens of the open batch */
     int64_t *counts;    /* [E] of the open batch */
+    int64_t *sent;      /* [ranks] tokens with an expert on the rank, over all; NULL: not counted */
     int64_t *load;      /* [ranks] scratch */
     int64_t closed;     /* batches below */
     int64_t *tokens;    /* [closed] */
@@ -30,6 +31,7 @@ struct batches {
     double *first, *before; /* [E] x of the first batch, of the one before */
     double *sum, *squares;  /* [E] of x over the tail, the second half of the expected ones */
     struct dynamics_tail tail;
+    double last_mass; /* sum of the share of score mass kept over the last full batch */
 };
 
 /* All memory, enough for total_tokens, comes from the arena. */
@@ -42,6 +44,8 @@ int64_t batches_room(const struct batches *b);
 bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n);
 /* Measures the open batch and opens the next; does nothing when it is empty. */
 void batches_close(struct batches *b);
+/* First token (in replay order) of the last full batch; -1 when there is none. */
+int64_t batches_last_first(const struct batches *b);
 /* Settling, overshoot and oscillation over the full batches. */
 void batches_dynamics(const struct batches *b, struct dynamics *out);
 /* Means over full batches (over the only one when none is full); NaN when there is none. */

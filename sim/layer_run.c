@@ -5,10 +5,12 @@
 #include "sim/layer_run.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "analysis/balance.h"
 #include "router/route.h"
+#include "sim/optimum.h"
 
 enum { SCORES = SCORE_IDENTITY + 1 };
 
@@ -53,6 +55,7 @@ static struct unit *add_unit(struct stream *s, const struct variant *variant,
                                .captured = s->layer->bias,
                                .experts = s->layer->experts,
                                .hidden = hidden,
+                               .losses = job->options->losses,
                                .leader = leader};
     if (job->options->documents) setup.documents = job->source->documents;
     struct unit *unit = arena_alloc(&s->run->arena, 1, sizeof *unit);
@@ -73,8 +76,12 @@ static bool add_batches(struct stream *s, struct unit *unit, int i, struct err *
             arena_alloc(&s->run->arena, (size_t)s->job->variants->count, sizeof(struct batches *));
     if (!b || !unit->batches) return err_memory(err, "balance batches");
     unit->batches[unit->batch_sets++] = s->run->batches[i] = b;
-    return batches_init(b, &s->run->arena, s->layer->experts, v->ranks, v->batch_tokens,
-                        s->job->source->tokens, err);
+    if (!batches_init(b, &s->run->arena, s->layer->experts, v->ranks, v->batch_tokens,
+                      s->job->source->tokens, err))
+        return false;
+    if (s->job->options->losses)
+        b->sent = arena_alloc(&s->run->arena, (size_t)v->ranks, sizeof *b->sent);
+    return b->sent || !s->job->options->losses || err_memory(err, "losses");
 }
 
 static bool add_variants(struct stream *s, int layer, int share, struct err *err) {
@@ -150,7 +157,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
         float **scores = &s->scores[unit->gate.score];
-        bool needed = unit->top || unit_takes_scores(unit);
+        bool needed = unit->top || unit->losses || unit_takes_scores(unit);
         if (!needed || *scores || unit->gate.score == SCORE_IDENTITY) continue;
         *scores = arena_alloc(arena, n, experts * sizeof **scores);
         if (!*scores) return err_memory(err, "scores");
@@ -158,9 +165,10 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
     if (s->job->options->order) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
-    if (s->job->options->documents) s->document = arena_alloc(arena, n, sizeof *s->document);
+    bool documents = s->job->options->documents || s->job->options->losses;
+    if (documents) s->document = arena_alloc(arena, n, sizeof *s->document);
     bool ok = s->mask && s->scratch && (s->gathered || !s->job->options->order) &&
-              (s->document || !s->job->options->documents);
+              (s->document || !documents);
     return ok || err_memory(err, "replay");
 }
 
@@ -215,7 +223,11 @@ static const float *scores_for(const struct stream *s, const struct unit *unit,
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
                       struct err *err) {
     struct layer_run *run = s->run;
-    struct unit_context context = {.n = n, .native = s->native, .mask = s->mask};
+    struct unit_context context = {.n = n,
+                                   .native = s->native,
+                                   .logits = logits,
+                                   .ordered = !s->job->options->order,
+                                   .mask = s->mask};
     int64_t bad = route_first_not_finite(logits, n * s->layer->experts);
     if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
     for (int score = 0; score < SCORES; score++)
@@ -287,10 +299,88 @@ static bool measure(const struct unit *unit, const struct batches *b, struct res
     return true;
 }
 
-static bool fill_rows(struct stream *s, struct err *err) {
+/* ---- the balanced optimum of the last full batch */
+
+/* value[n,E] <- scores as shares of the token's k highest: what mass_retained adds up. */
+static void share_scores(const float *score, int64_t n, int experts, const struct unit *unit,
+                         const int32_t *top, double *value) {
+    int k = unit->gate.topk;
+    for (int64_t t = 0; t < n; t++) {
+        double most = 0;
+        for (int i = 0; i < k; i++) most += (double)score[t * experts + top[t * k + i]];
+        for (int e = 0; e < experts; e++)
+            value[t * experts + e] = most != 0 ? (double)score[t * experts + e] / most : 0;
+    }
+}
+
+/* The same for a window of the replay, read again. */
+static bool read_window(struct stream *s, const struct unit *unit, int64_t first, int64_t tokens,
+                        double *value, struct err *err) {
+    int experts = s->layer->experts;
+    const struct gate top = {.score = unit->gate.score, .topk = unit->gate.topk, .scale = 1};
+    int64_t chunk = s->job->chunk_tokens, n;
+    float *score = malloc((size_t)chunk * (size_t)experts * sizeof *score);
+    int32_t *best = malloc((size_t)chunk * (size_t)top.topk * sizeof *best);
+    struct routes out = {.expert = best};
+    bool ok = (score && best) || err_memory(err, "optimum");
+    for (int64_t at = 0; ok && at < tokens; at += n) {
+        const float *logits;
+        ok = fetch(s, first + at, &logits, &n, err);
+        if (!ok) break;
+        n = n < tokens - at ? n : tokens - at;
+        route_scores(top.score, experts, n, logits, score);
+        route_scored(&top, experts, n, logits, score, NULL, &out, s->scratch);
+        share_scores(score, n, experts, unit, best, value + at * experts);
+    }
+    free(best);
+    free(score);
+    return ok;
+}
+
+static bool solve_window(struct stream *s, const struct unit *unit, const struct batches *b,
+                         double *optimum, struct err *err) {
+    int64_t first = batches_last_first(b);
+    size_t cells = (size_t)(b->batch_tokens * unit->experts);
+    *optimum = NAN;
+    if (first < 0 || b->batch_tokens * unit->experts > REPLAY_OPTIMUM_CELLS) return true;
+    double *value = malloc(cells * sizeof *value), best;
+    if (!value) return err_memory(err, "optimum");
+    const struct assignment_problem problem = {b->batch_tokens, unit->experts, unit->gate.topk,
+                                               value};
+    bool ok = read_window(s, unit, first, b->batch_tokens, value, err) &&
+              optimum_assign(&problem, &best, NULL, err);
+    if (ok) *optimum = best / (double)b->batch_tokens;
+    free(value);
+    return ok;
+}
+
+/* Score function, k and batch decide the optimum; variants that share them share it. */
+static bool add_optima(struct stream *s, struct err *err) {
     struct layer_run *run = s->run;
     for (int i = 0; i < s->job->variants->count; i++) {
         const struct unit *unit = run->of[i];
+        struct replay_row *row = &run->row[i];
+        bool known = false;
+        if (!unit) continue;
+        row->last_mass = row->optimum = NAN;
+        if (!s->job->options->optimum) continue;
+        const struct batches *b = run->batches[i];
+        if (b->expected > 0) row->last_mass = b->last_mass / (double)b->batch_tokens;
+        for (int j = 0; j < i && !known; j++) {
+            known = run->of[j] && run->of[j]->gate.score == unit->gate.score &&
+                    run->of[j]->gate.topk == unit->gate.topk &&
+                    run->batches[j]->batch_tokens == b->batch_tokens;
+            if (known) row->optimum = run->row[j].optimum;
+        }
+        if (!known && !solve_window(s, unit, b, &row->optimum, err)) return false;
+    }
+    return true;
+}
+
+static bool fill_rows(struct stream *s, struct err *err) {
+    struct layer_run *run = s->run;
+    for (int i = 0; i < s->job->variants->count; i++) {
+        struct unit *unit = run->of[i];
         struct replay_row *row = &run->row[i];
         if (!unit) continue;
         batches_close(run->batches[i]);
@@ -302,6 +392,10 @@ static bool fill_rows(struct stream *s, struct err *err) {
                                    .batches = run->batches[i],
                                    .document = unit->document,
                                    .parted = unit->parted};
+        if (unit->losses)
+            losses_values(unit->losses, unit->count, run->batches[i]->ranks, run->batches[i]->sent,
+                          row->loss);
+        row->has_losses = unit->losses != NULL;
         row->measures.variant = s->job->variants->variant[i].number;
         row->measures.layer = s->layer->layer;
         if (!measure(unit, run->batches[i], &row->measures, &run->arena) ||
@@ -321,7 +415,7 @@ bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, i
     if (!plan(&s, layer, share, err) || !make_stream_buffers(&s, err)) return false;
     s.reader = job->source->open(job->source, layer, err);
     if (!s.reader) return false;
-    bool ok = run_tokens(&s, err) && fill_rows(&s, err);
+    bool ok = run_tokens(&s, err) && fill_rows(&s, err) && add_optima(&s, err);
     job->source->close(s.reader);
     return ok;
 }

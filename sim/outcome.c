@@ -1,6 +1,7 @@
 /* outcome.c - from the rows of a replay to the result tables */
 #include "sim/outcome.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,6 +37,26 @@ static bool write_dynamics(struct result *result, const struct replay_row *row, 
     return result_dynamics(result, &out, err);
 }
 
+static bool write_losses(struct result *result, const struct replay_row *row, struct err *err) {
+    const struct result_layer *m = &row->measures;
+    for (int i = 0; row->has_losses && i < LOSS_COUNT; i++)
+        if (!result_loss(result, m->variant, m->layer, loss_name((enum loss)i), row->loss[i], err))
+            return false;
+    return true;
+}
+
+static bool write_optimum(struct result *result, const struct replay_row *row, struct err *err) {
+    const struct batches *b = row->batches;
+    if (isnan(row->last_mass)) return true;
+    const struct result_optimum out = {.variant = row->measures.variant,
+                                       .layer = row->measures.layer,
+                                       .batch = b->expected - 1,
+                                       .maxvio = b->maxvio[b->expected - 1],
+                                       .mass = row->last_mass,
+                                       .optimum = row->optimum};
+    return result_optimum(result, &out, err);
+}
+
 static bool write_row(void *context, const struct replay_row *row, struct err *err) {
     struct outcome *outcome = context;
     struct result *result = outcome->result;
@@ -51,6 +72,7 @@ static bool write_row(void *context, const struct replay_row *row, struct err *e
            result_expert_load(result, m->variant, m->layer, row->experts, row->tokens, row->weight,
                               err) &&
            result_batches(result, &batches, err) && write_dynamics(result, row, err) &&
+           write_losses(result, row, err) && write_optimum(result, row, err) &&
            (!row->bias ||
             result_bias(result, m->variant, m->layer, row->experts, row->bias, err)) &&
            result_rank_weight(result, m->variant, m->layer, row->topk, row->rank_mean, row->rank_sd,

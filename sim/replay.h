@@ -17,6 +17,7 @@
 #include "base/err.h"
 #include "base/progress.h"
 #include "sim/batches.h"
+#include "sim/losses.h"
 #include "sim/source.h"
 #include "sim/variant.h"
 #include "traces/result.h"
@@ -25,8 +26,13 @@ struct replay_options {
     int threads;          /* 0: one per CPU */
     int64_t chunk_tokens; /* tokens in flight; 0: chosen by the number of experts */
     const int64_t *order; /* [T] replay position -> token, or NULL: as captured */
+    bool losses;          /* values of training losses too (losses.h): slower */
+    bool optimum;         /* the balanced optimum of the last full batch too (optimum.h): slow */
     bool documents;       /* count per document too (memory: documents x experts x variants) */
 };
+
+/* The largest batch, tokens x experts, whose optimum is looked for. */
+enum { REPLAY_OPTIMUM_CELLS = 1 << 22 };
 
 /* One variant at one layer. Borrowed during the call of the sink. E experts, k chosen, D documents.
  */
@@ -40,7 +46,11 @@ struct replay_row {
     const double *rank_mean; /* [k] weight at each rank of selection, mean over tokens */
     const double *rank_sd;   /* [k] its population standard deviation */
     const int64_t
-        *document;  /* [D,E] tokens of the document that chose the expert; NULL if not asked */
+        *document; /* [D,E] tokens of the document that chose the expert; NULL if not asked */
+    /* of the last full batch: mass kept, and the most that equal loads allow; NaN when not asked */
+    double last_mass, optimum;
+    bool has_losses;
+    double loss[LOSS_COUNT];
     int64_t parted; /* tokens whose experts differ from those of the claimed same_as: f32 ties */
 };
 

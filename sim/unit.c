@@ -57,6 +57,11 @@ static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct 
     unit->received = arena_alloc(arena, experts, sizeof *unit->received);
     unit->shift = arena_alloc(arena, 3 * k, sizeof *unit->shift);
     if (!unit->count || !unit->received || !unit->shift) return false;
+    if (setup->losses) {
+        unit->losses = arena_alloc(arena, 1, sizeof *unit->losses);
+        if (!unit->losses || !losses_init(unit->losses, arena, &unit->gate, setup->experts))
+            return false;
+    }
     unit->first_sum = unit->shift + k;
     unit->second_sum = unit->shift + 2 * k;
     if (setup->documents == 0) return true;
@@ -239,13 +244,39 @@ static double mass_at(const float *score, const int32_t *expert, int k) {
     return sum;
 }
 
+/* One token's share of score mass kept, to the whole and to the last full batch. */
+static void add_share(struct unit *unit, int64_t token, double share) {
+    unit->mass += share;
+    for (int i = 0; i < unit->batch_sets; i++) {
+        struct batches *b = unit->batches[i];
+        int64_t first = batches_last_first(b);
+        if (first >= 0 && token >= first && token < first + b->batch_tokens) b->last_mass += share;
+    }
+}
+
 static void add_mass(struct unit *unit, const struct unit_context *c) {
     int k = unit->gate.topk;
     for (int64_t t = 0; t < c->n; t++) {
-        const float *score = c->scores + t * unit->experts;
-        double most = mass_at(score, unit->top->expert + t * k, k);
-        double kept = mass_at(score, unit->expert + t * k, k);
-        unit->mass += most != 0 ? kept / most : 1; /* all underflowed: nothing to lose */
+        double share = 1; /* the k highest themselves; or all underflowed: nothing to lose */
+        if (unit->top) {
+            const float *score = c->scores + t * unit->experts;
+            double most = mass_at(score, unit->top->expert + t * k, k);
+            if (most != 0) share = mass_at(score, unit->expert + t * k, k) / most;
+        }
+        add_share(unit, unit->tokens + t, share);
+    }
+}
+
+static void add_losses(struct unit *unit, const struct unit_context *c) {
+    int k = unit->gate.topk;
+    const struct unit *top = unit->top ? unit->top : unit;
+    for (int64_t t = 0; t < c->n; t++) {
+        const struct losses_token token = {.score = c->scores + t * unit->experts,
+                                           .logit = c->logits + t * unit->experts,
+                                           .first = unit->expert[t * k],
+                                           .top = top->expert + t * k,
+                                           .document = c->ordered ? c->document[t] : -1};
+        losses_add(unit->losses, &token);
     }
 }
 
@@ -254,15 +285,13 @@ void unit_accumulate(struct unit *unit, const struct unit_context *c) {
     if (unit->hidden) return;
     add_loads(unit, c);
     add_ranks(unit, c->n);
-    if (c->document) add_documents(unit, c);
+    if (unit->document) add_documents(unit, c);
+    if (unit->losses) add_losses(unit, c);
     if (unit == c->native)
         unit->agreed += c->n * unit->gate.topk;
     else
         unit->agreed += common_all(unit, c->native, c, &different);
     if (unit->twin) common_all(unit, unit->twin, c, &unit->parted);
-    if (unit->top)
-        add_mass(unit, c);
-    else
-        unit->mass += (double)c->n;
+    add_mass(unit, c);
     unit->tokens += c->n;
 }

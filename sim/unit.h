@@ -15,6 +15,7 @@
 #include "router/bias.h"
 #include "router/gate.h"
 #include "sim/batches.h"
+#include "sim/losses.h"
 #include "sim/same_as.h"
 
 struct unit {
@@ -49,6 +50,8 @@ struct unit {
     double *shift, *first_sum,
         *second_sum; /* [k] of the weight at each rank, less its first value */
 
+    struct losses *losses; /* NULL when not asked */
+
     struct batches **batches; /* [batch_sets] one per variant; the first drives the updates */
     int batch_sets;
 
@@ -66,7 +69,7 @@ struct unit_setup {
     int64_t total_tokens, documents, chunk;
     const float *captured;
     int experts;
-    bool hidden;
+    bool hidden, losses;
     struct unit *leader; /* or NULL */
 };
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
@@ -83,6 +86,8 @@ void unit_route(struct unit *unit, const float *logits, const float *scores, int
 /* What a chunk needs besides its choices. */
 struct unit_context {
     int64_t n;
+    const float *logits; /* [n,E] */
+    bool ordered;        /* documents come one after the other */
     const float *scores; /* [n,E] of the unit's score function; NULL when mass is kept fully */
     const struct unit *native; /* its choices of this chunk */
     const int64_t *document;   /* [n] document of each token; NULL when not counted */

@@ -33,6 +33,9 @@ static bool keep(void *context, const struct replay_row *row, struct err *err) {
     memcpy(to->weight, row->weight, e * sizeof *row->weight);
     to->has_bias = row->bias != NULL;
     if (row->bias) memcpy(to->bias, row->bias, e * sizeof *row->bias);
+    memcpy(to->loss, row->loss, sizeof to->loss);
+    to->last_mass = row->last_mass;
+    to->optimum = row->optimum;
     batches_dynamics(row->batches, &to->dynamics);
     to->maxvio = copy(row->batches->maxvio, n * sizeof(double));
     to->efficiency = copy(row->batches->efficiency, n * sizeof(double));

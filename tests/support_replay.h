@@ -17,6 +17,7 @@ struct kept_row {
     bool has_bias;
     int64_t batches, parted;
     struct dynamics dynamics;
+    double loss[LOSS_COUNT], last_mass, optimum;
     double *maxvio, *efficiency; /* [batches] */
     int64_t *batch_tokens;
     uint64_t digest; /* of every number of the row */

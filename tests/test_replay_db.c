@@ -277,6 +277,22 @@ static void dynamics_are_rows_and_a_table(void **state) {
     free(errors);
 }
 
+static void losses_and_optima_are_rows_and_tables(void **state) {
+    char *out;
+    (void)state;
+    fresh(TRACE_SCORES);
+    assert_int_equal(replay("--batch-tokens 50 --losses --csv", &out, NULL), 0);
+    assert_non_null(strstr(out, "variant,label,switch,gshard,hf,sequence,device,communication,z"));
+    assert_true(number("run.db", "SELECT count(*) FROM replay_loss") == 7 * 3);
+    free(out);
+    assert_int_equal(
+        replay("--bias-rule none,frozen --batch-tokens 50 --optimum --csv", &out, NULL), 0);
+    assert_non_null(strstr(out, "variant,label,batch,maxvio,mass,optimum,above"));
+    assert_true(number("run.db", "SELECT count(*) FROM replay_optimum WHERE optimum < 1") == 6);
+    assert_true(number("run.db", "SELECT count(*) FROM replay_loss") == 0);
+    free(out);
+}
+
 static void refusals_leave_the_file_as_it_was(void **state) {
     static const struct {
         const char *arguments;
@@ -341,6 +357,7 @@ int test_replay_db(void) {
         cmocka_unit_test(threads_give_equal_databases),
         cmocka_unit_test(notes_say_what_is_no_finding),
         cmocka_unit_test(dynamics_are_rows_and_a_table),
+        cmocka_unit_test(losses_and_optima_are_rows_and_tables),
         cmocka_unit_test(refusals_leave_the_file_as_it_was),
         cmocka_unit_test(ids_alone_cannot_be_routed_again),
     };

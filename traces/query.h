@@ -16,6 +16,8 @@
     X(capture_nll)                                                                                 \
     X(replay_experiment)                                                                           \
     X(replay_dynamics)                                                                             \
+    X(replay_losses)                                                                               \
+    X(replay_optima)                                                                               \
     X(replay_means)                                                                                \
     X(replay_summary)                                                                              \
     X(expert_load)                                                                                 \

@@ -23,6 +23,8 @@
     X(layer, "result_layer", 15)                                                                   \
     X(expert, "result_expert", 5)                                                                  \
     X(batch, "result_batch", 6)                                                                    \
+    X(loss, "result_loss", 4)                                                                      \
+    X(optimum, "result_optimum", 6)                                                                \
     X(dynamics, "result_dynamics", 9)                                                              \
     X(bias, "result_bias", 4)                                                                      \
     X(document, "result_document", 4)                                                              \
@@ -113,7 +115,8 @@ static bool begin_inside(struct result *result, struct err *err) {
                    "PRAGMA cache_spill = 0; BEGIN IMMEDIATE;"
                    "DELETE FROM result_experiment; DELETE FROM result_variant;"
                    "DELETE FROM result_layer; DELETE FROM result_expert; DELETE FROM result_batch;"
-                   "DELETE FROM result_dynamics;"
+                   "DELETE FROM result_dynamics; DELETE FROM result_loss;"
+                   "DELETE FROM result_optimum;"
                    "DELETE FROM result_bias; DELETE FROM result_document;"
                    "DELETE FROM result_domain; DELETE FROM result_rank_weight;",
                    err);
@@ -237,6 +240,23 @@ bool result_dynamics(struct result *result, const struct result_dynamics *d, str
                              d->overshoot, d->amplitude, d->period};
     sqlite3_bind_int64(row, 3, d->batches);
     for (int i = 0; i < 6; i++) bind_real(row, 4 + i, values[i]);
+    return db_run(&result->db, row, err);
+}
+
+bool result_loss(struct result *result, int variant, int layer, const char *name, double value,
+                 struct err *err) {
+    sqlite3_stmt *row = row_of(result, RESULT_loss, variant, layer);
+    bind_text(row, 3, name);
+    bind_real(row, 4, value);
+    return db_run(&result->db, row, err);
+}
+
+bool result_optimum(struct result *result, const struct result_optimum *o, struct err *err) {
+    sqlite3_stmt *row = row_of(result, RESULT_optimum, o->variant, o->layer);
+    sqlite3_bind_int64(row, 3, o->batch);
+    bind_real(row, 4, o->maxvio);
+    bind_real(row, 5, o->mass);
+    bind_real(row, 6, o->optimum);
     return db_run(&result->db, row, err);
 }
 

@@ -79,6 +79,17 @@ struct result_dynamics {
     double start, level, settling_batches, overshoot, amplitude, period;
 };
 bool result_dynamics(struct result *result, const struct result_dynamics *row, struct err *err);
+/* The value of a named training loss (optional). */
+bool result_loss(struct result *result, int variant, int layer, const char *name, double value,
+                 struct err *err);
+/* The last full balance batch: maxvio, share of the score mass that the variant keeps, and the most
+ * that exactly equal loads allow (optional). */
+struct result_optimum {
+    int variant, layer;
+    int64_t batch;
+    double maxvio, mass, optimum;
+};
+bool result_optimum(struct result *result, const struct result_optimum *row, struct err *err);
 /* Tokens of a document that chose each expert, counts[E]: per-domain loads and intervals over
  * documents come from these (view domain_load). Optional. */
 bool result_document_load(struct result *result, int variant, int layer, int64_t document,

@@ -157,6 +157,24 @@ CREATE TABLE result_dynamics ( -- how the load moved over full balance batches; 
   PRIMARY KEY (variant, layer)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE result_loss ( -- what a training loss would be worth on these choices, coefficient 1
+  variant INTEGER NOT NULL REFERENCES result_variant,
+  layer   INTEGER NOT NULL,
+  loss    TEXT NOT NULL, -- switch, gshard, hf, sequence, device, communication, z: formulas in sim/losses.h
+  value   REAL,
+  PRIMARY KEY (variant, layer, loss)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE result_optimum ( -- the last full balance batch against the best that equal loads allow
+  variant INTEGER NOT NULL REFERENCES result_variant,
+  layer   INTEGER NOT NULL,
+  batch   INTEGER NOT NULL, -- from 0
+  maxvio  REAL, -- of the batch
+  mass    REAL, -- share of the score mass of the k highest that the variant keeps in it
+  optimum REAL, -- the largest such share with loads of at most ceil(kT/E): exact assignment
+  PRIMARY KEY (variant, layer)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE result_bias ( -- bias after the last update
   variant INTEGER NOT NULL REFERENCES result_variant,
   layer   INTEGER NOT NULL,
@@ -220,6 +238,15 @@ CREATE VIEW replay_dynamics AS -- Settling and oscillation; layer NULL = mean ov
   SELECT v.variant, v.label, v.bias_rule, v.bias_rate, v.batch_tokens, NULL, max(d.batches), avg(d.start), avg(d.level),
          avg(d.settling_batches), count(d.settling_batches), avg(d.overshoot), avg(d.amplitude), avg(d.period)
     FROM result_variant v JOIN result_dynamics d USING (variant) GROUP BY v.variant;
+
+CREATE VIEW replay_loss AS -- Values of training losses; layer NULL = mean over layers.
+  SELECT variant, layer, loss, value FROM result_loss
+  UNION ALL SELECT variant, NULL, loss, avg(value) FROM result_loss GROUP BY variant, loss;
+
+CREATE VIEW replay_optimum AS -- Score mass kept in the last batch and at exact balance; layer NULL = mean over layers.
+  SELECT variant, layer, batch, maxvio, mass, optimum, mass - optimum AS above FROM result_optimum
+  UNION ALL SELECT variant, NULL, max(batch), avg(maxvio), avg(mass), avg(optimum), avg(mass - optimum)
+    FROM result_optimum GROUP BY variant;
 
 CREATE VIEW domain_load AS -- Load of every expert within each domain.
   SELECT variant, layer, domain, expert, tokens FROM result_domain;
