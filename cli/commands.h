@@ -17,6 +17,7 @@
     X(check)                                                                                       \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
+    X(throughput)                                                                                  \
     X(cluster)                                                                                     \
     X(report)                                                                                      \
     X(plot)                                                                                        \

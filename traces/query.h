@@ -24,6 +24,7 @@
     X(replay_batch)                                                                                \
     X(replay_bias)                                                                                 \
     X(domain_tokens)                                                                               \
+    X(throughput_steps)                                                                            \
     X(study_variants)                                                                              \
     X(study_load_map)                                                                              \
     X(study_load_curve)                                                                            \

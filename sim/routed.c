@@ -1,0 +1,128 @@
+/* routed.c - choices of all tokens at one layer, routed again or as recorded */
+#include "sim/routed.h"
+
+#include <string.h>
+
+#include "base/arena.h"
+#include "router/route.h"
+#include "sim/unit.h"
+
+enum { CHUNK_TOKENS = 1024 };
+
+static bool native_only(const struct variant_lists *l) {
+    bool gates =
+        l->gates.count == 0 || (l->gates.count == 1 && strcmp(l->gates.item[0], "native") == 0);
+    return gates && l->scores.count == 0 && l->groups.count == 0 && l->bias_rules.count == 0;
+}
+
+bool routed_open(struct routed *routed, const struct trace *trace,
+                 const struct variant_lists *lists, struct err *err) {
+    *routed = (struct routed){.trace = trace, .variants = 1};
+    routed->scores = trace_has_scores(trace);
+    if (trace_tokens(trace) < 1)
+        return err_set(err, ERR_DATA, "%s: found no tokens, expected a trace", trace_path(trace));
+    for (int r = 0; r < trace_layers(trace); r++)
+        if (trace_layer(trace, r)->holds == TRACE_COUNTS)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: layer %d: found counts only, expected the choices of every token",
+                           trace_path(trace), trace_layer(trace, r)->layer);
+    if (!routed->scores) {
+        if (native_only(lists)) return true;
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: found chosen experts only; another gate needs router scores",
+                       trace_path(trace));
+    }
+    if (!source_open_trace(&routed->source, trace, NULL, err) ||
+        !variant_set_build(&routed->set, lists, &routed->source, err)) {
+        routed_free(routed);
+        return false;
+    }
+    routed->variants = routed->set.count;
+    return true;
+}
+
+void routed_free(struct routed *routed) {
+    if (routed->scores) {
+        variant_set_free(&routed->set);
+        source_free(&routed->source);
+    }
+    *routed = (struct routed){0};
+}
+
+const char *routed_label(const struct routed *routed, int variant) {
+    return routed->scores ? routed->set.variant[variant].label : "native";
+}
+
+int routed_topk(const struct routed *routed, int variant, int layer) {
+    return routed->scores ? variant_at(&routed->set, variant, layer)->gate.topk
+                          : trace_layer(routed->trace, layer)->topk;
+}
+
+static bool recorded(const struct routed *routed, int layer, uint16_t *expert, struct err *err) {
+    struct trace_cursor *cursor = trace_cursor_open(routed->trace, layer, err);
+    int k = trace_layer(routed->trace, layer)->topk;
+    struct trace_chunk chunk = {0};
+    bool ok = cursor != NULL;
+    while (ok && (ok = trace_cursor_next(cursor, &chunk, err)) && chunk.tokens > 0)
+        for (int64_t i = 0; i < chunk.tokens * k; i++)
+            expert[chunk.first * k + i] = (uint16_t)chunk.expert[i];
+    trace_cursor_free(cursor);
+    return ok;
+}
+
+/* scores[CHUNK_TOKENS,E] scratch; rules look at scores, so units get them as in the replay. */
+static bool stream(const struct routed *routed, struct unit *unit, int layer, uint16_t *expert,
+                   float *scores, void *scratch, struct err *err) {
+    const struct source *source = &routed->source;
+    struct source_reader *reader = source->open(source, layer, err);
+    int k = unit->gate.topk;
+    bool ok = reader != NULL;
+    for (int64_t at = 0; ok && at < source->tokens;) {
+        const float *logits;
+        int64_t left = source->tokens - at, n;
+        ok = source->rows(reader, at, left < CHUNK_TOKENS ? left : CHUNK_TOKENS, &logits, &n, err);
+        if (ok && route_first_not_finite(logits, n * unit->experts) >= 0)
+            ok = err_set(err, ERR_DATA,
+                         "%s: layer %d: found a logit that is no finite number near token %lld",
+                         source->name, source->layer[layer].layer, (long long)at);
+        if (!ok) break;
+        bool identity = unit->gate.score == SCORE_IDENTITY;
+        if (!identity) route_scores(unit->gate.score, unit->experts, n, logits, scores);
+        unit_route(unit, logits, identity ? logits : scores, n, scratch);
+        for (int64_t i = 0; i < n * k; i++) expert[at * k + i] = (uint16_t)unit->expert[i];
+        at += n;
+    }
+    source->close(reader);
+    return ok;
+}
+
+bool routed_choices(const struct routed *routed, int variant, int layer, uint16_t *expert,
+                    struct err *err) {
+    if (!routed->scores) return recorded(routed, layer, expert, err);
+    const struct source_layer *at = &routed->source.layer[layer];
+    const struct variant *v = &routed->set.variant[variant];
+    struct unit_setup setup = {.variant = v,
+                               .at = variant_at(&routed->set, variant, layer),
+                               .total_tokens = routed->source.tokens,
+                               .chunk = CHUNK_TOKENS,
+                               .captured = at->bias,
+                               .experts = at->experts,
+                               .hidden = true};
+    struct arena arena;
+    struct unit unit;
+    struct batches batches, *drive = &batches;
+    arena_init(&arena, "routed");
+    void *scratch = arena_alloc(&arena, 1, route_scratch_bytes(at->experts));
+    float *scores = arena_alloc(&arena, CHUNK_TOKENS, (size_t)at->experts * sizeof *scores);
+    bool ok = ((scratch && scores) || err_memory(err, "routing")) &&
+              unit_init(&unit, &setup, &arena, err);
+    if (ok && unit.rule) {
+        ok = batches_init(&batches, &arena, at->experts, 1, v->batch_tokens, routed->source.tokens,
+                          err);
+        unit.batches = &drive;
+        unit.batch_sets = 1;
+    }
+    ok = ok && stream(routed, &unit, layer, expert, scores, scratch, err);
+    arena_free(&arena);
+    return ok;
+}

@@ -1,0 +1,40 @@
+/* routed.h - what every token of a trace chose, under each variant of the gate
+ *
+ * Layer 4 (sim): calls traces, router and base. A trace of scores is routed again (router/, with
+ * the variant's bias rule moving over balance batches); a trace of ids gives its recorded choices,
+ * and no other variant. One layer of one variant at a time: [T,k] expert ids. */
+#ifndef SIM_ROUTED_H
+#define SIM_ROUTED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "sim/source.h"
+#include "sim/variant.h"
+#include "traces/trace.h"
+
+struct routed {
+    const struct trace *trace; /* borrowed */
+    bool scores;
+    struct source source;   /* of scores */
+    struct variant_set set; /* of scores */
+    int variants;           /* 1 for a trace of ids */
+};
+
+/* Resolves the variants. Refuses traces of counts (no token's choices) and, for traces of ids,
+ * lists that ask for more than the native gate ("needs router scores"). */
+bool routed_open(struct routed *routed, const struct trace *trace,
+                 const struct variant_lists *lists, struct err *err);
+void routed_free(struct routed *routed);
+
+/* Short name of a variant (from 0), for legends; borrowed. */
+const char *routed_label(const struct routed *routed, int variant);
+int routed_topk(const struct routed *routed, int variant, int layer);
+
+/* expert[T,k] <- the choices at router index `layer`, in token order. Thread-safe for different
+ * arrays. */
+bool routed_choices(const struct routed *routed, int variant, int layer, uint16_t *expert,
+                    struct err *err);
+
+#endif

@@ -1,0 +1,175 @@
+/* throughput_result.c - writing throughput rows and placements in one transaction */
+#include "traces/throughput_result.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/str.h"
+#include "embed.h"
+#include "traces/internal.h"
+
+struct throughput_writer {
+    struct db db;
+    char *out;       /* owned; NULL: the trace's own file */
+    char *temporary; /* owned; where it is written, when out */
+    sqlite3_stmt *row, *placement;
+};
+
+static void bind_real(sqlite3_stmt *row, int at, double value) {
+    if (isfinite(value))
+        sqlite3_bind_double(row, at, value);
+    else
+        sqlite3_bind_null(row, at);
+}
+
+static void bind_index(sqlite3_stmt *row, int at, int value) {
+    if (value >= 0)
+        sqlite3_bind_int(row, at, value);
+    else
+        sqlite3_bind_null(row, at);
+}
+
+static void bind_text(sqlite3_stmt *row, int at, const char *text) {
+    sqlite3_bind_text(row, at, text, -1, SQLITE_STATIC);
+}
+
+static bool open_inside(struct throughput_writer *w, const struct trace *trace, struct err *err) {
+    return db_open(&w->db, trace_path(trace), DB_WRITE, err) && db_check_schema(&w->db, err) &&
+           db_exec(&w->db, "BEGIN IMMEDIATE", err);
+}
+
+static bool open_outside(struct throughput_writer *w, const struct trace *trace, const char *out,
+                         bool force, struct err *err) {
+    if (!force && file_exists(out))
+        return err_set(err, ERR_EXISTS, "%s: exists already (--force replaces it)", out);
+    if (file_is_folder(out))
+        return err_set(err, ERR_IO, "%s: found a folder, expected a file name", out);
+    struct str temporary = {0};
+    str_printf(&temporary, "%s.%ld.partial", out, (long)getpid());
+    w->temporary = temporary.data;
+    w->out = strdup(out);
+    if (temporary.failed || !w->out) return err_memory(err, out);
+    unlink(w->temporary); /* of a killed process that had the same number */
+    struct trace_setup setup = trace_as_setup(trace);
+    return db_open_new(&w->db, w->temporary, err) &&
+           db_exec(&w->db, "PRAGMA page_size = 16384; PRAGMA synchronous = OFF; BEGIN", err) &&
+           db_exec(&w->db, embed_traces_schema_sql, err) &&
+           trace_insert_setup(&w->db, &setup, "result", trace_identity(trace), err);
+}
+
+static bool record_run(struct throughput_writer *w, const char *identity,
+                       const struct throughput_record *record, struct err *err) {
+    sqlite3_stmt *row =
+        db_prepare(&w->db, "INSERT INTO result_throughput_run VALUES (1, ?, ?, ?, ?)", err);
+    if (!row) return false;
+    bind_text(row, 1, record->cluster_json);
+    bind_text(row, 2, record->options);
+    bind_text(row, 3, identity);
+    bind_text(row, 4, record->notes);
+    bool ok = db_run(&w->db, row, err);
+    sqlite3_finalize(row);
+    return ok;
+}
+
+static bool prepare(struct throughput_writer *w, struct err *err) {
+    w->row = db_prepare(&w->db,
+                        "INSERT INTO result_throughput VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        err);
+    w->placement =
+        w->row ? db_prepare(&w->db, "INSERT INTO result_placement VALUES (?, ?, ?, ?, ?)", err)
+               : NULL;
+    return w->placement != NULL;
+}
+
+struct throughput_writer *throughput_begin(const struct trace *trace, const char *out, bool force,
+                                           const struct throughput_record *record,
+                                           struct err *err) {
+    struct throughput_writer *w = calloc(1, sizeof *w);
+    if (!w) {
+        err_memory(err, "result");
+        return NULL;
+    }
+    bool ok = (out ? open_outside(w, trace, out, force, err) : open_inside(w, trace, err)) &&
+              db_exec(&w->db, embed_traces_throughput_sql, err) &&
+              db_exec(&w->db,
+                      "DELETE FROM result_throughput_run; DELETE FROM result_throughput;"
+                      "DELETE FROM result_placement",
+                      err) &&
+              record_run(w, trace_identity(trace), record, err) && prepare(w, err);
+    if (ok) return w;
+    throughput_abandon(w);
+    return NULL;
+}
+
+bool throughput_row(struct throughput_writer *writer, const struct throughput_row *r,
+                    struct err *err) {
+    sqlite3_stmt *row = writer->row;
+    int at = 0;
+    sqlite3_bind_int64(row, ++at, r->cell);
+    sqlite3_bind_int(row, ++at, r->variant);
+    bind_text(row, ++at, r->gate);
+    bind_text(row, ++at, r->cluster);
+    sqlite3_bind_int(row, ++at, r->ranks);
+    bind_text(row, ++at, r->placement);
+    sqlite3_bind_int(row, ++at, r->replicas);
+    bind_text(row, ++at, r->replica_choice);
+    bind_text(row, ++at, r->learnt);
+    bind_text(row, ++at, r->phase);
+    sqlite3_bind_int64(row, ++at, r->tokens_per_rank);
+    bind_index(row, ++at, r->layer);
+    const double front[] = {r->time_ms, r->tokens_per_s, r->slowdown, r->against_balanced};
+    for (int i = 0; i < 4; i++) bind_real(row, ++at, front[i]);
+    bind_text(row, ++at, r->regime);
+    const double back[] = {r->comm_share, r->error_pct, r->experts_ms, r->comm_ms,   r->move_ms,
+                           r->rest_ms,    r->rank_max,  r->rank_mean,  r->active_max};
+    for (int i = 0; i < 9; i++) bind_real(row, ++at, back[i]);
+    bind_index(row, ++at, r->straggler);
+    bind_real(row, ++at, r->dropped);
+    sqlite3_bind_int64(row, ++at, r->batches);
+    sqlite3_bind_int(row, ++at, r->repeats);
+    sqlite3_bind_int(row, ++at, r->extrapolated);
+    return db_run(&writer->db, row, err);
+}
+
+bool throughput_placement(struct throughput_writer *writer, int64_t cell, int layer,
+                          const int32_t *expert, int slots, int places, struct err *err) {
+    for (int s = 0; s < slots; s++) {
+        sqlite3_bind_int64(writer->placement, 1, cell);
+        sqlite3_bind_int(writer->placement, 2, layer);
+        sqlite3_bind_int(writer->placement, 3, s);
+        sqlite3_bind_int(writer->placement, 4, s / places);
+        sqlite3_bind_int(writer->placement, 5, expert[s]);
+        if (!db_run(&writer->db, writer->placement, err)) return false;
+    }
+    return true;
+}
+
+static void close_database(struct throughput_writer *w) {
+    sqlite3_finalize(w->row);
+    sqlite3_finalize(w->placement);
+    w->row = w->placement = NULL;
+    db_close(&w->db);
+}
+
+bool throughput_commit(struct throughput_writer *writer, struct err *err) {
+    bool ok = db_exec(&writer->db, "COMMIT", err);
+    close_database(writer);
+    if (ok && writer->out && rename(writer->temporary, writer->out) != 0)
+        ok = err_errno(err, writer->out, "cannot rename into place");
+    throughput_abandon(writer);
+    return ok;
+}
+
+void throughput_abandon(struct throughput_writer *writer) {
+    if (!writer) return;
+    close_database(writer); /* rolls back */
+    if (writer->temporary) unlink(writer->temporary);
+    free(writer->temporary);
+    free(writer->out);
+    free(writer);
+}
