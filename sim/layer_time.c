@@ -93,22 +93,3 @@ double layer_proxy_ms(const struct proxy_constants *constants, const struct laye
     double flop = load->assignments * 2 * shape->matrices * shape->hidden * shape->inter;
     return constants->launch_us * 1e-3 + flop / (constants->compute_tflops * 1e9);
 }
-
-const char *layer_regime_name(enum layer_regime regime) {
-    static const char *const names[] = {
-#define X(e, name, help) name,
-        LAYER_REGIMES(X)
-#undef X
-    };
-    return names[regime];
-}
-
-enum layer_regime layer_regime(const struct layer_constants *constants,
-                               const struct layer_shape *shape, const struct rank_load *load,
-                               double group_tokens) {
-    struct terms t = terms_of(constants, shape, load, group_tokens);
-    double both = soft_max(t.memory, t.compute);
-    double grows = both - t.memory + t.assign;
-    if (grows >= 0.5 * (both + t.assign + t.group)) return REGIME_COSTS;
-    return load->active < shape->local_experts ? REGIME_SPARSE : REGIME_FREE;
-}

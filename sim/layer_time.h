@@ -81,21 +81,4 @@ double layer_roofline_ms(const struct roofline_constants *constants,
 double layer_proxy_ms(const struct proxy_constants *constants, const struct layer_shape *shape,
                       const struct rank_load *load);
 
-/* What bounds a rank: the regimes of the sensitivity to skew. */
-#define LAYER_REGIMES(X)                                                                           \
-    X(REGIME_SPARSE, "skew-helps", "few tokens per expert: time follows the activated experts")    \
-    X(REGIME_FREE, "skew-free", "weight reading bounds the layer: extra tokens are almost free")   \
-    X(REGIME_COSTS, "skew-costs", "work that grows with tokens dominates: the straggler costs")
-#define X(e, name, help) e,
-enum layer_regime { LAYER_REGIMES(X) };
-#undef X
-const char *layer_regime_name(enum layer_regime regime);
-
-/* The regime of a rank at a load: skew costs when the terms that grow with the rank's tokens are at
- * least half of its time above the launch; else skew helps while fewer than all experts of the rank
- * are active, and is free when all are. */
-enum layer_regime layer_regime(const struct layer_constants *constants,
-                               const struct layer_shape *shape, const struct rank_load *load,
-                               double group_tokens);
-
 #endif

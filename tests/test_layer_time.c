@@ -101,9 +101,6 @@ static void skew_helps_is_free_and_costs_in_its_three_regimes(void **state) {
         rank_load_count(&a, even, 32);
         rank_load_count(&b, skewed, 32);
         ratio[i] = layer_time_ms(c, &shape, &b, 64) / layer_time_ms(c, &shape, &a, 64);
-        if (i == 2) assert_int_equal(layer_regime(c, &shape, &b, 64), REGIME_COSTS);
-        if (i == 1) assert_int_equal(layer_regime(c, &shape, &a, 64), REGIME_FREE);
-        if (i == 0) assert_int_equal(layer_regime(c, &shape, &b, 64), REGIME_SPARSE);
     }
     assert_true(ratio[0] < 0.7);
     assert_true(ratio[1] > 0.99 && ratio[1] < 1.1);
