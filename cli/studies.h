@@ -71,6 +71,9 @@ bool figure_add(struct figure *figure, struct table *table);
     X(batch_size)                                                                                  \
     X(domain_map)                                                                                  \
     X(domain_balance)                                                                              \
+    X(throughput_ranks)                                                                            \
+    X(throughput_regimes)                                                                          \
+    X(throughput_layers)                                                                           \
     X(models)
 /* study_load_map(...) and so on, in study_gates.c, study_bias.c and study_domains.c */
 #define X(name)                                                                                    \

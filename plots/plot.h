@@ -24,6 +24,9 @@
     X(domain_map)                                                                                  \
     X(domain_balance)                                                                              \
     X(ranks)                                                                                       \
+    X(throughput_ranks)                                                                            \
+    X(throughput_regimes)                                                                          \
+    X(throughput_layers)                                                                           \
     X(models)
 
 /* X(enum, name) */

@@ -374,6 +374,16 @@ static void command_fills_both_views(void **state) {
     trace_free(trace);
     free(out);
     free(errors);
+    static const char *const figures[] = {"ranks", "regimes", "layers"};
+    for (int i = 0; i < 3; i++) {
+        snprintf(line, sizeof line,
+                 "%s plot %s throughput_%s --out build/test-out/throughput_%s.svg --force",
+                 test_program(), path, figures[i], figures[i]);
+        if (test_run(line, &out, &errors) != 0) fail_msg("%s: %s", figures[i], errors);
+        assert_true(strlen(out) > 60); /* a caption with what was found */
+        free(out);
+        free(errors);
+    }
 }
 
 static void bad_requests_are_refused_and_change_nothing(void **state) {

@@ -25,6 +25,10 @@
     X(replay_bias)                                                                                 \
     X(domain_tokens)                                                                               \
     X(throughput_steps)                                                                            \
+    X(throughput_has)                                                                              \
+    X(study_throughput_ranks)                                                                      \
+    X(study_throughput_regimes)                                                                    \
+    X(study_throughput_layers)                                                                     \
     X(study_variants)                                                                              \
     X(study_load_map)                                                                              \
     X(study_load_curve)                                                                            \
