@@ -196,7 +196,10 @@ static bool replay_trace(struct replay_command *c, const char *path, struct err 
     struct source source = {0};
     struct trace *trace = trace_open(path, err);
     if (!trace) return false;
-    bool ok = source_open_trace(&source, trace, NULL, err) && replay_into(c, trace, &source, err);
+    bool ids = trace_layers(trace) > 0 && trace_layer(trace, 0)->holds == TRACE_IDS;
+    bool ok = (ids ? source_open_choices(&source, trace, err)
+                   : source_open_trace(&source, trace, NULL, err)) &&
+              replay_into(c, trace, &source, err);
     source_free(&source);
     trace_free(trace);
     return ok && print_summary(c, c->out ? c->out : path, err);

@@ -23,6 +23,8 @@ struct stream {
     const struct unit *native;
     float *scores[SCORES]; /* [n,E] each; NULL where no unit needs them */
     float *gathered;       /* [n,E]; only when shuffled */
+    int32_t *experts;      /* [n,k]; only when shuffled, of a source of choices */
+    float *weights;        /* [n,k] */
     int64_t *document;     /* [n]; only when counted */
     uint64_t *mask;        /* [E/64] */
     void *scratch;
@@ -55,7 +57,8 @@ static struct unit *add_unit(struct stream *s, const struct variant *variant,
                                .captured = s->layer->bias,
                                .experts = s->layer->experts,
                                .hidden = hidden,
-                               .losses = job->options->losses,
+                               .losses = job->options->losses && !job->source->ids,
+                               .ids = job->source->ids,
                                .leader = leader};
     if (job->options->documents) setup.documents = job->source->documents;
     struct unit *unit = arena_alloc(&s->run->arena, 1, sizeof *unit);
@@ -146,6 +149,10 @@ static bool plan(struct stream *s, int layer, int share, struct err *err) {
     run->row = arena_alloc(&run->arena, count, sizeof *run->row);
     if (!run->unit || !run->of || !run->batches || !run->row) return err_memory(err, "replay");
     if (!add_variants(s, layer, share, err)) return false;
+    if (s->job->source->ids) {
+        s->native = run->units > 0 ? run->unit[0] : NULL;
+        return true;
+    }
     const struct gate *native = &s->layer->native;
     s->native = static_unit(s, native, native->bias ? START_CAPTURED : START_DEFAULT, err);
     return s->native && add_tops(s, err);
@@ -164,10 +171,18 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     }
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
-    if (s->job->options->order) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
+    if (s->job->options->order && s->job->source->ids) {
+        size_t k = (size_t)s->layer->native.topk;
+        s->experts = arena_alloc(arena, n, k * sizeof *s->experts);
+        s->weights = arena_alloc(arena, n, k * sizeof *s->weights);
+        if (!s->experts || !s->weights) return err_memory(err, "replay");
+    }
+    if (s->job->options->order && !s->job->source->ids)
+        s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
     bool documents = s->job->options->documents || s->job->options->losses;
     if (documents) s->document = arena_alloc(arena, n, sizeof *s->document);
-    bool ok = s->mask && s->scratch && (s->gathered || !s->job->options->order) &&
+    bool ok = s->mask && s->scratch &&
+              (s->gathered || !s->job->options->order || s->job->source->ids) &&
               (s->document || !documents);
     return ok || err_memory(err, "replay");
 }
@@ -245,12 +260,39 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
     return true;
 }
 
+/* A chunk of choices: nothing is routed. */
+static bool take_chunk(struct stream *s, int64_t position, int64_t *n, struct err *err) {
+    const struct source *source = s->job->source;
+    struct unit_context context = {.native = s->native, .mask = s->mask};
+    int64_t left = source->tokens - position, max = s->job->chunk_tokens;
+    const int32_t *expert = s->experts;
+    const float *weight = s->weights;
+    *n = left < max ? left : max;
+    bool ok = s->experts ? source->gather_choices(s->reader, s->job->options->order + position, *n,
+                                                  s->experts, s->weights, err)
+                         : source->choices(s->reader, position, *n, &expert, &weight, n, err);
+    if (!ok) return false;
+    context.n = *n;
+    for (int64_t t = 0; t < *n && s->document; t++)
+        s->document[t] = document_of(source, token_at(s, position + t));
+    context.document = s->document;
+    for (int u = 0; u < s->run->units; u++) {
+        unit_take(s->run->unit[u], expert, weight, *n);
+        unit_accumulate(s->run->unit[u], &context);
+    }
+    return true;
+}
+
+static bool next_chunk(struct stream *s, int64_t position, int64_t *n, struct err *err) {
+    const float *logits;
+    if (s->job->source->ids) return take_chunk(s, position, n, err);
+    return fetch(s, position, &logits, n, err) && run_chunk(s, position, logits, *n, err);
+}
+
 static bool run_tokens(struct stream *s, struct err *err) {
     for (int64_t position = 0; position < s->job->source->tokens;) {
-        const float *logits;
         int64_t n;
-        if (!fetch(s, position, &logits, &n, err) || !run_chunk(s, position, logits, n, err))
-            return false;
+        if (!next_chunk(s, position, &n, err)) return false;
         position += n;
         if (!s->job->step(s->job->context, n)) return err_set(err, ERR_CANCELLED, "interrupted");
     }
@@ -363,7 +405,7 @@ static bool add_optima(struct stream *s, struct err *err) {
         bool known = false;
         if (!unit) continue;
         row->last_mass = row->optimum = NAN;
-        if (!s->job->options->optimum) continue;
+        if (!s->job->options->optimum || s->job->source->ids) continue;
         const struct batches *b = run->batches[i];
         if (b->expected > 0) row->last_mass = b->last_mass / (double)b->batch_tokens;
         for (int j = 0; j < i && !known; j++) {
@@ -375,6 +417,14 @@ static bool add_optima(struct stream *s, struct err *err) {
         if (!known && !solve_window(s, unit, b, &row->optimum, err)) return false;
     }
     return true;
+}
+
+/* What choices alone cannot say. */
+static void clear_unknown(const struct stream *s, struct replay_row *row) {
+    row->measures.ties = row->measures.group_escapes = -1;
+    row->measures.mass_retained = NAN;
+    if (!s->layer->unweighted) return;
+    row->weight = row->rank_mean = row->rank_sd = NULL;
 }
 
 static bool fill_rows(struct stream *s, struct err *err) {
@@ -401,6 +451,7 @@ static bool fill_rows(struct stream *s, struct err *err) {
         if (!measure(unit, run->batches[i], &row->measures, &run->arena) ||
             !rank_weights(unit, row, &run->arena))
             return err_memory(err, "measures");
+        if (s->job->source->ids) clear_unknown(s, row);
     }
     return true;
 }
@@ -410,7 +461,8 @@ bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, i
     struct stream s = {.job = job, .layer = &job->source->layer[layer], .run = run};
     *run = (struct layer_run){0};
     arena_init(&run->arena, "replay");
-    if (!gate_check(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
+    if (!job->source->ids &&
+        !gate_check(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
         return err_context(err, "%s: layer %d: native gate", job->source->name, s.layer->layer);
     if (!plan(&s, layer, share, err) || !make_stream_buffers(&s, err)) return false;
     s.reader = job->source->open(job->source, layer, err);

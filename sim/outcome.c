@@ -75,8 +75,8 @@ static bool write_row(void *context, const struct replay_row *row, struct err *e
            write_losses(result, row, err) && write_optimum(result, row, err) &&
            (!row->bias ||
             result_bias(result, m->variant, m->layer, row->experts, row->bias, err)) &&
-           result_rank_weight(result, m->variant, m->layer, row->topk, row->rank_mean, row->rank_sd,
-                              err) &&
+           (!row->rank_mean || result_rank_weight(result, m->variant, m->layer, row->topk,
+                                                  row->rank_mean, row->rank_sd, err)) &&
            write_documents(outcome, row, err);
 }
 

@@ -19,6 +19,8 @@ struct source_layer {
     int experts;        /* E */
     struct gate native; /* what the capture used */
     const float *bias;  /* [E] captured correction bias, or NULL */
+    bool unweighted;    /* choices whose weights are not known */
+    bool unknown;       /* the source did not say how it routed: only native's topk is meant */
 };
 
 struct source_reader; /* one worker's position in one layer; opaque, made by the source */
@@ -40,6 +42,13 @@ struct source {
     /* logits[n,E] <- the rows of token[n], in the order given. */
     bool (*gather)(struct source_reader *reader, const int64_t *token, int64_t n, float *logits,
                    struct err *err);
+    /* A source of choices alone (`ids`) has these two instead: expert[n,k] in order of selection
+     * and weight[n,k], or NULL where weights are not known. Experts are checked to be in [0,E). */
+    bool ids;
+    bool (*choices)(struct source_reader *reader, int64_t first, int64_t max,
+                    const int32_t **expert, const float **weight, int64_t *n, struct err *err);
+    bool (*gather_choices)(struct source_reader *reader, const int64_t *token, int64_t n,
+                           int32_t *expert, float *weight, struct err *err);
     void (*close)(struct source_reader *reader);
     const void *context; /* the source's own */
 };
@@ -49,6 +58,9 @@ struct source {
  * the trace. source_free releases what it made. */
 bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
                        struct err *err);
+/* The same over a trace that holds choices alone at all layers: only the captured gate can be
+ * measured, others need router scores. */
+bool source_open_choices(struct source *source, const struct trace *trace, struct err *err);
 void source_free(struct source *source);
 
 /* Over arrays: logits[layers] each [T,E]. Borrows everything; nothing to release. One document. */

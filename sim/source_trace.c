@@ -11,8 +11,9 @@
 struct source_reader {
     struct trace_cursor *cursor;
     struct trace_chunk chunk; /* where the cursor stands; tokens = 0 before the first */
-    int experts;
+    int experts, topk;
     int layer;
+    bool weights; /* the chunks of ids hold them */
 };
 
 static struct source_reader *trace_reader_open(const struct source *source, int index,
@@ -23,15 +24,18 @@ static struct source_reader *trace_reader_open(const struct source *source, int 
         return NULL;
     }
     reader->experts = source->layer[index].experts;
+    reader->topk = source->layer[index].native.topk;
     reader->layer = source->layer[index].layer;
+    reader->weights = trace_layer(source->context, index)->has_weights;
     reader->cursor = trace_cursor_open(source->context, index, err);
     if (reader->cursor) return reader;
     free(reader);
     return NULL;
 }
 
-static bool trace_reader_rows(struct source_reader *reader, int64_t first, int64_t max,
-                              const float **logits, int64_t *n, struct err *err) {
+/* Stands on the chunk that holds token `first`; *n <- tokens from there on, at most max. */
+static bool stand_on(struct source_reader *reader, int64_t first, int64_t max, int64_t *n,
+                     struct err *err) {
     struct trace_chunk *chunk = &reader->chunk;
     int64_t end = chunk->first + chunk->tokens;
     if (first < chunk->first || first > end)
@@ -39,12 +43,51 @@ static bool trace_reader_rows(struct source_reader *reader, int64_t first, int64
     if (first < chunk->first || first >= end)
         if (!trace_cursor_next(reader->cursor, chunk, err)) return false;
     end = chunk->first + chunk->tokens;
-    if (first < chunk->first || first >= end || !chunk->logits)
-        return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no scores, expected a chunk",
+    if (first < chunk->first || first >= end)
+        return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no chunk, expected one",
                        reader->layer, (long long)first);
     *n = max < end - first ? max : end - first;
-    *logits = chunk->logits + (first - chunk->first) * reader->experts;
     return true;
+}
+
+static bool trace_reader_rows(struct source_reader *reader, int64_t first, int64_t max,
+                              const float **logits, int64_t *n, struct err *err) {
+    if (!stand_on(reader, first, max, n, err)) return false;
+    if (!reader->chunk.logits)
+        return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no scores", reader->layer,
+                       (long long)first);
+    *logits = reader->chunk.logits + (first - reader->chunk.first) * reader->experts;
+    return true;
+}
+
+static bool check_experts(const struct source_reader *reader, const int32_t *expert, int64_t n,
+                          struct err *err) {
+    for (int64_t i = 0; i < n * reader->topk; i++)
+        if (expert[i] < 0 || expert[i] >= reader->experts)
+            return err_set(err, ERR_FORMAT, "layer %d: found expert %d, expected 0..%d",
+                           reader->layer, expert[i], reader->experts - 1);
+    return true;
+}
+
+static bool trace_reader_choices(struct source_reader *reader, int64_t first, int64_t max,
+                                 const int32_t **expert, const float **weight, int64_t *n,
+                                 struct err *err) {
+    if (!stand_on(reader, first, max, n, err)) return false;
+    if (!reader->chunk.expert)
+        return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no choices", reader->layer,
+                       (long long)first);
+    int64_t at = (first - reader->chunk.first) * reader->topk;
+    *expert = reader->chunk.expert + at;
+    *weight = reader->chunk.weight ? reader->chunk.weight + at : NULL;
+    return check_experts(reader, *expert, *n, err);
+}
+
+static bool trace_reader_gather_choices(struct source_reader *reader, const int64_t *token,
+                                        int64_t n, int32_t *expert, float *weight,
+                                        struct err *err) {
+    struct trace_rows rows = {
+        .n = n, .token = token, .expert = expert, .weight = reader->weights ? weight : NULL};
+    return trace_cursor_rows(reader->cursor, &rows, err) && check_experts(reader, expert, n, err);
 }
 
 static bool trace_reader_gather(struct source_reader *reader, const int64_t *token, int64_t n,
@@ -59,25 +102,32 @@ static void trace_reader_close(struct source_reader *reader) {
     free(reader);
 }
 
-/* Fills layer[]; the native gate of a layer whose capture has none is `gate`. */
-static bool describe_layers(const struct trace *trace, const struct gate *gate,
+static bool describe_layer(const struct trace *trace, const struct trace_layer *from, bool ids,
+                           const struct gate *gate, struct source_layer *to, struct err *err) {
+    enum trace_holds expected = ids ? TRACE_IDS : TRACE_SCORES;
+    if (from->holds != expected)
+        return err_set(err, ERR_UNSUPPORTED, "%s: layer %d: a replay needs router scores: found %s",
+                       trace_path(trace), from->layer, trace_holds_name(from->holds));
+    if (!from->has_gate && !gate && !ids)
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "%s: layer %d: native gate: found none in the trace, expected one (import it "
+            "with --gate)",
+            trace_path(trace), from->layer);
+    *to = (struct source_layer){.layer = from->layer,
+                                .experts = from->experts,
+                                .native = {.topk = from->topk, .scale = 1},
+                                .bias = from->bias,
+                                .unweighted = ids && !from->has_weights,
+                                .unknown = !from->has_gate && !gate};
+    if (from->has_gate || gate) to->native = from->has_gate ? from->gate : *gate;
+    return true;
+}
+
+static bool describe_layers(const struct trace *trace, bool ids, const struct gate *gate,
                             struct source_layer *layer, struct err *err) {
-    for (int r = 0; r < trace_layers(trace); r++) {
-        const struct trace_layer *from = trace_layer(trace, r);
-        if (from->holds != TRACE_SCORES)
-            return err_set(err, ERR_UNSUPPORTED,
-                           "%s: layer %d: replay under other gates needs router scores: found %s",
-                           trace_path(trace), from->layer, trace_holds_name(from->holds));
-        if (!from->has_gate && !gate)
-            return err_set(err, ERR_UNSUPPORTED,
-                           "%s: layer %d: native gate: found none in the trace, expected one "
-                           "(import it with --gate)",
-                           trace_path(trace), from->layer);
-        layer[r] = (struct source_layer){.layer = from->layer,
-                                         .experts = from->experts,
-                                         .native = from->has_gate ? from->gate : *gate,
-                                         .bias = from->bias};
-    }
+    for (int r = 0; r < trace_layers(trace); r++)
+        if (!describe_layer(trace, trace_layer(trace, r), ids, gate, &layer[r], err)) return false;
     return true;
 }
 
@@ -93,8 +143,8 @@ static bool describe_documents(const struct trace *trace, int64_t tokens, int64_
     return true;
 }
 
-bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
-                       struct err *err) {
+static bool open_source(struct source *source, const struct trace *trace, bool ids,
+                        const struct gate *gate, struct err *err) {
     int layers = trace_layers(trace);
     int64_t tokens = trace_tokens(trace);
     *source = (struct source){.name = trace_path(trace), .tokens = tokens, .layers = layers};
@@ -109,12 +159,24 @@ bool source_open_trace(struct source *source, const struct trace *trace, const s
     source->rows = trace_reader_rows;
     source->gather = trace_reader_gather;
     source->close = trace_reader_close;
+    source->choices = trace_reader_choices;
+    source->gather_choices = trace_reader_gather_choices;
     source->context = trace;
-    if (layer && first && describe_layers(trace, gate, layer, err))
+    source->ids = ids;
+    if (layer && first && describe_layers(trace, ids, gate, layer, err))
         return describe_documents(trace, tokens, first, &source->documents);
     if (!layer || !first) err_memory(err, "layers");
     source_free(source);
     return false;
+}
+
+bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
+                       struct err *err) {
+    return open_source(source, trace, false, gate, err);
+}
+
+bool source_open_choices(struct source *source, const struct trace *trace, struct err *err) {
+    return open_source(source, trace, true, NULL, err);
 }
 
 void source_free(struct source *source) {

@@ -77,6 +77,7 @@ bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *
                           .experts = setup->experts,
                           .hidden = setup->hidden,
                           .leader = setup->leader};
+    if (setup->ids) unit->gate.bias = false; /* it has acted already */
     unit->law = choice_law(setup->variant, setup->at, setup->total_tokens);
     bool ok = make_buffers(unit, setup->chunk, arena) && make_sums(unit, setup, arena);
     if (unit->leader) {
@@ -178,6 +179,17 @@ void unit_route(struct unit *unit, const float *logits, const float *scores, int
     }
     for (int s = drive ? 1 : 0; s < unit->batch_sets; s++)
         feed(unit->batches[s], unit->expert, k, n);
+}
+
+void unit_take(struct unit *unit, const int32_t *expert, const float *weight, int64_t n) {
+    size_t slots = (size_t)(n * unit->gate.topk);
+    memcpy(unit->expert, expert, slots * sizeof *expert);
+    if (weight)
+        memcpy(unit->weight, weight, slots * sizeof *weight);
+    else
+        memset(unit->weight, 0, slots * sizeof *weight);
+    for (int s = 0; s < unit->batch_sets; s++)
+        feed(unit->batches[s], unit->expert, unit->gate.topk, n);
 }
 
 /* ---- sums */

@@ -70,6 +70,7 @@ struct unit_setup {
     const float *captured;
     int experts;
     bool hidden, losses;
+    bool ids;            /* choices come from outside (unit_take) */
     struct unit *leader; /* or NULL */
 };
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
@@ -82,6 +83,9 @@ bool unit_takes_scores(const struct unit *unit);
  * full one. scores[n,E]: of the unit's score function, when unit_takes_scores; else not read. */
 void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
                 void *scratch);
+
+/* Takes n choices that were made elsewhere: expert[n,k], weight[n,k] or NULL. */
+void unit_take(struct unit *unit, const int32_t *expert, const float *weight, int64_t n);
 
 /* What a chunk needs besides its choices. */
 struct unit_context {

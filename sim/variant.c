@@ -132,9 +132,25 @@ static bool check_bias(const struct words *words, const struct variant_layer *at
     return true;
 }
 
-static bool resolve(const struct words *words, const struct source_layer *layer,
+/* With choices alone only what was captured can be measured. */
+static bool resolve_ids(const struct words *words, const struct source_layer *layer,
+                        struct variant_layer *at, struct err *err) {
+    const struct bias_rule *frozen = bias_rule_find("frozen", err);
+    bool other = strcmp(words->gate, "native") != 0 || words->score || words->groups || words->norm;
+    at->gate = layer->native;
+    at->rule = layer->native.bias ? frozen : &bias_rules[0];
+    if (other || (words->rule && words->rule != at->rule))
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "another gate or bias rule needs router scores: the trace holds choices only, "
+            "expected --gate native alone");
+    return true;
+}
+
+static bool resolve(const struct words *words, const struct source_layer *layer, bool ids,
                     struct variant_layer *at, struct err *err) {
     *at = (struct variant_layer){0};
+    if (ids) return resolve_ids(words, layer, at, err);
     if (!resolve_gate(words, layer, &at->gate, err)) return false;
     bool wanted = at->gate.bias;
     at->rule = words->rule ? words->rule : default_rule(&at->gate, layer);
@@ -284,8 +300,10 @@ static bool check_memory(const struct variant *v, const struct bias_rule *rule,
 }
 
 /* Gate, rule and start as one text for all layers; where the gates differ they stay as asked. */
-static void summarise_layers(struct variant *v, const struct variant_layer *at, int layers) {
-    bool one_gate = true;
+static void summarise_layers(struct variant *v, const struct variant_layer *at,
+                             const struct source *source) {
+    int layers = source->layers;
+    bool one_gate = !source->layer[0].unknown;
     v->rule = at[0].rule->name;
     v->start = at[0].start;
     for (int l = 1; l < layers; l++) {
@@ -314,9 +332,9 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     if (!check_ranks(v, p->source, err) || !check_memory(v, words.rule, p->source, err))
         return false;
     for (int l = 0; l < p->source->layers; l++)
-        if (!resolve(&words, &p->source->layer[l], &layer[l], err))
+        if (!resolve(&words, &p->source->layer[l], p->source->ids, &layer[l], err))
             return err_context(err, "variant %d: layer %d", v->number, p->source->layer[l].layer);
-    summarise_layers(v, layer, p->source->layers);
+    summarise_layers(v, layer, p->source);
     return true;
 }
 

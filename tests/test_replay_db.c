@@ -339,13 +339,55 @@ static void refusals_leave_the_file_as_it_was(void **state) {
 }
 
 static void ids_alone_cannot_be_routed_again(void **state) {
-    char *out, *errors;
+    static const char *const others[] = {"--score softmax", "--bias-rule sign", "--norm none",
+                                         "--gate native,topk=2", "--bias-rule none"};
     (void)state;
     fresh(TRACE_IDS);
-    assert_int_equal(replay("--score softmax", &out, &errors), 1);
-    assert_non_null(strstr(errors, "needs router scores"));
-    free(out);
-    free(errors);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char *out, *errors;
+        assert_int_equal(replay(others[i], &out, &errors), 1);
+        assert_non_null(strstr(errors, "needs router scores"));
+        free(out);
+        free(errors);
+    }
+}
+
+/* Load, batches, ranks and documents of ids are those of the scores that they came from. */
+static void ids_give_the_load_that_their_scores_gave(void **state) {
+    static const char *const same[] = {
+        "SELECT maxvio_global, maxvio_batch, cv, gini, entropy, load_min, load_max, agreement, "
+        "rank_maxvio, efficiency FROM replay_summary ORDER BY variant, layer",
+        "SELECT * FROM expert_load ORDER BY variant, layer, expert",
+        "SELECT * FROM replay_batch ORDER BY variant, layer, batch",
+        "SELECT * FROM domain_load ORDER BY variant, layer, domain, expert",
+        "SELECT mean, sd FROM result_rank_weight ORDER BY variant, layer, rank"};
+    static const char *const orders[] = {"", "--order shuffled --seed 3 "};
+    struct str text[2][5] = {{{0}}};
+    struct err err;
+    char arguments[200];
+    (void)state;
+    for (int shuffled = 0; shuffled < 2; shuffled++) {
+        for (int ids = 0; ids < 2; ids++) {
+            fresh(ids ? TRACE_IDS : TRACE_SCORES);
+            snprintf(arguments, sizeof arguments, "%s--batch-tokens 70,128 --ranks 4,16",
+                     orders[shuffled]);
+            assert_int_equal(replay(arguments, NULL, NULL), 0);
+            for (int q = 0; q < 5; q++) {
+                struct table *table = query("run.db", same[q]);
+                str_clear(&text[ids][q]);
+                test_ok(table_format(table, TABLE_AS_CSV, &text[ids][q], &err), &err);
+                table_free(table);
+            }
+        }
+        for (int q = 0; q < 5; q++)
+            if (strcmp(str_text(&text[0][q]), str_text(&text[1][q])) != 0)
+                fail_msg("%s: found\n%.900s\nexpected\n%.900s", same[q], str_text(&text[1][q]),
+                         str_text(&text[0][q]));
+        assert_true(number("run.db",
+                           "SELECT count(*) FROM replay_summary WHERE mass_retained IS NULL "
+                           "AND ties IS NULL") == 4 * 3);
+    }
+    for (int q = 0; q < 10; q++) str_free(&text[q / 5][q % 5]);
 }
 
 int test_replay_db(void);
@@ -360,6 +402,7 @@ int test_replay_db(void) {
         cmocka_unit_test(losses_and_optima_are_rows_and_tables),
         cmocka_unit_test(refusals_leave_the_file_as_it_was),
         cmocka_unit_test(ids_alone_cannot_be_routed_again),
+        cmocka_unit_test(ids_give_the_load_that_their_scores_gave),
     };
     return cmocka_run_group_tests_name("replay_db", tests, make_world, free_world);
 }
