@@ -116,9 +116,8 @@ def make_config(model_type, settings, spelling, folder):
 
 
 def randomise(model):
-    for name, p in list(model.named_parameters()) + list(model.named_buffers()):
-        if "inv_freq" in name:
-            continue
+    biases = [(name, b) for name, b in model.named_buffers() if "bias" in name]
+    for name, p in list(model.named_parameters()) + biases:
         with torch.no_grad():
             if "correction_bias" in name:
                 p.copy_(0.15 * torch.randn(p.shape))
@@ -155,7 +154,9 @@ def run(model, documents):
            "token_ids": torch.tensor(sum(documents, []), dtype=torch.int32)}
     for layer, calls in kept.items():
         parts = [torch.cat(p) for p in zip(*calls)]
-        indices = next(p for p in parts if not p.is_floating_point())
+        indices = next((p for p in parts if not p.is_floating_point()), None)
+        if indices is None:  # llama4's router returns no choices
+            continue
         logits = next(p for p in parts if p.is_floating_point())
         weights = [p for p in parts if p.is_floating_point()][-1]
         out[f"layers.{layer}.router_logits"] = logits.float()
