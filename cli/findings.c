@@ -57,11 +57,20 @@ static bool say_models(const struct subject *subjects, int count, struct finding
     subject_model(subjects, count, uneven, &f->text);
     str_printf(&f->text,
                " the least: over all tokens their busiest experts get %.2f and %.2f times the mean "
-               "load (mean over layers; MaxVio %.3g against %.3g",
-               1 + y, 1 + x, y, x);
+               "load (mean over layers): MaxVio %.3g",
+               1 + y, 1 + x, y);
+    bool ok = contrast(b, b->native, NULL, 0, f, err);
+    for (int i = 0; i < count; i++) { /* no difference is claimed within the interval */
+        double value = subjects[i].variant[subjects[i].native].maxvio_global;
+        if (i == even || i == uneven || !(value <= f->high)) continue;
+        str_puts(&f->text, ", not told apart from ");
+        subject_model(subjects, count, i, &f->text);
+        str_printf(&f->text, " (%.3g),", value);
+    }
+    str_printf(&f->text, " against %.3g", x);
     f->measure = "MaxVio of the least even model";
-    bool ok = contrast(a, a->native, NULL, 0, f, err);
-    str_puts(&f->text, ").");
+    ok = ok && contrast(a, a->native, NULL, 0, f, err);
+    str_puts(&f->text, ".");
     return ok;
 }
 
@@ -91,8 +100,9 @@ static bool say_balance(const struct subject *subjects, int count, struct findin
                (long long)v->batch_tokens, native->maxvio_batch, v->maxvio_batch);
     if (!isnan(v->mass_retained))
         str_printf(&f->text,
-                   "it keeps %.2f %% of the gate's mass and %.1f %% of the native choices; ",
-                   100 * v->mass_retained, 100 * v->agreement);
+                   "it keeps %.2f %% of the gate's mass (native %.2f %%) and %.1f %% of the native "
+                   "choices; ",
+                   100 * v->mass_retained, 100 * native->mass_retained, 100 * v->agreement);
     str_printf(&f->text, "MaxVio over all tokens changes by %+.3g",
                v->maxvio_global - native->maxvio_global);
     f->measure = "change of MaxVio over all tokens";
@@ -128,10 +138,10 @@ static bool say_rate(const struct subject *subjects, int count, struct finding *
     }
     if (tried < 2) return true;
     const struct subject_variant *v = &s->variant[best];
-    str_printf(&f->text,
-               "The best of %d bias settings at batches of %lld tokens is the %s rule at rate %g "
-               "(variant %d): ",
-               tried, (long long)v->batch_tokens, v->bias_rule, v->bias_rate, v->variant);
+    str_printf(&f->text, "The best of %d bias settings at batches of %lld tokens is ", tried,
+               (long long)v->batch_tokens);
+    subject_name(s, best, &f->text);
+    str_puts(&f->text, ": ");
     if (at_best.first > 0)
         str_printf(&f->text,
                    "it settles after %d batches (%lld tokens) and then holds MaxVio within batches "

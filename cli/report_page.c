@@ -72,8 +72,8 @@ static bool fact_replay(const struct subject *subject, struct table *facts, stru
     if (!t) return false;
     if (table_rows(t) > 0) {
         struct str text = {0};
-        str_printf(&text, "%d variants; tokens in %s order", subject->count,
-                   table_cell(t, 0, table_find(t, "token_order")));
+        str_printf(&text, "%d variant%s; tokens in %s order", subject->count,
+                   subject->count == 1 ? "" : "s", table_cell(t, 0, table_find(t, "token_order")));
         fact(facts, "replay", str_text(&text));
         fact(facts, "replay options", table_cell(t, 0, table_find(t, "options")));
         str_free(&text);
@@ -173,44 +173,18 @@ static bool put_empty_comparisons(const struct subject *subject, struct str *htm
     return ok;
 }
 
-/* The message of a warning line "variant 3 (...): message", without the variant; borrowed. */
-static const char *warning_message(const char *line, size_t length, size_t *left) {
-    static const char mark[] = "): ";
-    const char *at = line;
-    for (const char *c = line; c + sizeof mark - 1 <= line + length; c++)
-        if (memcmp(c, mark, sizeof mark - 1) == 0) {
-            at = c + sizeof mark - 1;
-            break;
-        }
-    *left = length - (size_t)(at - line);
-    return at;
-}
-
-/* Each different warning of the replay once, with the number of variants that it concerns; those
- * about equal loads have their own table. */
+/* The replay's warnings, one a line; those about equal loads have their own table. */
 static void put_warnings(const char *lines, struct str *html) {
-    static const char twin[] = "same load as";
-    for (const char *line = lines; *line;) {
-        size_t length = strcspn(line, "\n"), left, other_left;
-        const char *message = warning_message(line, length, &left);
-        bool first = left > 0 && strncmp(message, twin, sizeof twin - 1) != 0;
-        int times = 0;
-        for (const char *other = lines; first && *other;) {
-            size_t other_length = strcspn(other, "\n");
-            const char *text = warning_message(other, other_length, &other_left);
-            bool same = other_left == left && memcmp(text, message, left) == 0;
-            if (same && other < line) first = false;
-            times += same;
-            other += other_length + (other[other_length] == '\n');
-        }
-        if (first) {
+    static const char twins[] = "same load";
+    while (*lines) {
+        size_t length = strcspn(lines, "\n");
+        if (length > 0 && strncmp(lines, twins, sizeof twins - 1) != 0) {
             struct str text = {0};
-            if (times > 1) str_printf(&text, "In %d variants: ", times);
-            str_append(&text, message, left);
+            str_append(&text, lines, length);
             report_note(html, str_text(&text));
             str_free(&text);
         }
-        line += length + (line[length] == '\n');
+        lines += length + (lines[length] == '\n');
     }
 }
 
@@ -321,6 +295,24 @@ static void put_figures(const struct drawn *drawn, struct str *html) {
 
 /* ---- the whole */
 
+/* What was captured and replayed; notes and text of the first, by whose numbers the figures are. */
+static bool put_subject(const struct subject *subjects, int count, int i, struct str *html,
+                        struct err *err) {
+    struct str id = {0}, heading = {0};
+    str_printf(&id, "subject-%d", i + 1);
+    str_puts(&heading, i ? "Compared with: " : "What was weighed");
+    if (i) subject_model(subjects, count, i, &heading);
+    report_section(html, str_text(&id), str_text(&heading));
+    bool ok = put_head(&subjects[i], html, err);
+    if (i == 0)
+        ok = ok && put_notes(&subjects[0], html, err) &&
+             put_query(&subjects[0], "domain_tokens", -1, "Text", html, err);
+    report_section_end(html);
+    str_free(&id);
+    str_free(&heading);
+    return ok;
+}
+
 static bool put_body(const struct subject *subjects, int count, const struct table *findings,
                      const struct drawn *drawn, struct str *html, struct err *err) {
     const char *items[8];
@@ -331,14 +323,7 @@ static bool put_body(const struct subject *subjects, int count, const struct tab
     report_list(html, items, n);
     report_section_end(html);
     bool ok = true;
-    for (int i = 0; ok && i < count; i++) {
-        report_section(html, i ? "" : "subject",
-                       i ? trace_capture(subjects[i].trace)->model : "What was weighed");
-        ok = put_head(&subjects[i], html, err);
-        ok = ok && (i > 0 || put_notes(&subjects[0], html, err)) &&
-             put_query(&subjects[i], "domain_tokens", -1, "Text", html, err);
-        report_section_end(html);
-    }
+    for (int i = 0; ok && i < count; i++) ok = put_subject(subjects, count, i, html, err);
     if (!ok) return false;
     put_figures(drawn, html);
     report_section(html, "tables", "Tables");
