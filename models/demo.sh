@@ -22,23 +22,28 @@ mkdir -p "$out"
 
 # ---- text: one folder per domain, one document per file
 own_text() { # the project's own documents and sources, where no package can be had
-    rm -rf "$text"
-    for pair in 'documents *.md */*.md models/*/*.md' 'sources */*.c' 'headers */*.h' \
-        'python models/recipe/*.py' 'shell models/*.sh tests/*.sh'; do
+    for pair in 'own-documents *.md */*.md models/*/*.md' 'own-sources */*.c' 'own-headers */*.h' \
+        'own-python models/recipe/*.py' 'own-shell models/*.sh tests/*.sh'; do
         # shellcheck disable=SC2086 # words and patterns are meant to be split and expanded
         set -- $pair
-        domain=$1
+        domain=$1 bytes=0
         shift
         mkdir -p "$text/$domain"
         for file in "$@"; do
-            [ ! -f "$file" ] || head -c 6000 "$file" >"$text/$domain/$(echo "$file" | tr / -)"
+            [ -f "$file" ] && [ "$bytes" -lt 72000 ] || continue
+            copy=$text/$domain/$(echo "$file" | tr / -)
+            head -c 6000 "$file" >"$copy"
+            bytes=$((bytes + $(wc -c <"$copy")))
         done
     done
 }
 
 step "text: held-out parts of Debian packages"
-if ! sh models/corpus.sh "$text" heldout --bytes-per-domain 72000; then
-    step "text: no package can be had here; the project's own documents and sources instead"
+rm -rf "$text"/own-*
+sh models/corpus.sh "$text" heldout --bytes-per-domain 72000 || true
+domains=$(find "$text" -mindepth 1 -maxdepth 1 -type d ! -name '.*' | wc -l)
+if [ "$domains" -lt 4 ]; then
+    step "text: packages gave $domains domains; the project's own documents and sources besides"
     own_text
 fi
 set --
