@@ -141,18 +141,18 @@ static bool run_windows(struct engine *engine, const int32_t *ids, const int64_t
     return ok;
 }
 
-bool golden_run(const char *folder, int threads, const char *kernels, bool split,
-                struct heard *heard, struct err *err) {
+bool golden_run(const char *folder, const struct golden_options *how, struct heard *heard,
+                struct err *err) {
     int32_t *ids = NULL;
     int64_t *start = NULL, windows = 0;
     memset(heard, 0, sizeof *heard);
-    struct pool *pool = pool_create(threads, err);
-    struct engine_options options = {.pool = pool, .kernels = kernels};
+    struct pool *pool = pool_create(how->threads, err);
+    struct engine_options options = {.pool = pool, .kernels = how->kernels, .bf16 = how->bf16};
     struct engine *engine = pool ? engine_open(folder, &options, err) : NULL;
     bool ok = engine && golden_ids(folder, &ids, &start, &windows, err);
     if (ok) hear_begin(heard, engine_info(engine), start[windows], windows);
-    if (ok && !split) ok = run_windows(engine, ids, start, 0, windows, heard, err);
-    for (int64_t w = 0; ok && split && w < windows; w++)
+    if (ok && !how->split) ok = run_windows(engine, ids, start, 0, windows, heard, err);
+    for (int64_t w = 0; ok && how->split && w < windows; w++)
         ok = run_windows(engine, ids, start, w, w + 1, heard, err);
     free(ids);
     free(start);
@@ -222,7 +222,8 @@ static bool compare_router(const struct heard *h, const struct safetensors *file
     return true;
 }
 
-bool golden_parity(const char *folder, struct parity *parity, struct err *err) {
+bool golden_parity(const char *folder, const struct golden_options *how, struct parity *parity,
+                   struct err *err) {
     struct heard heard;
     struct str path = {0};
     memset(parity, 0, sizeof *parity);
@@ -230,7 +231,7 @@ bool golden_parity(const char *folder, struct parity *parity, struct err *err) {
     struct safetensors *file = safetensors_open(str_text(&path), err);
     str_free(&path);
     if (!file) return false;
-    bool ok = golden_run(folder, 2, NULL, false, &heard, err);
+    bool ok = golden_run(folder, how, &heard, err);
     const struct safetensors_tensor *nll = safetensors_find(file, "nll");
     const struct safetensors_tensor *last = safetensors_find(file, "final_logits");
     ok = ok && ((nll && last && nll->count == heard.tokens &&

@@ -35,13 +35,20 @@ struct parity {
 /* Reads ids.txt: one document a line. Both arrays are returned owned. */
 bool golden_ids(const char *folder, int32_t **ids, int64_t **start, int64_t *windows,
                 struct err *err);
-/* Opens folder and runs windows [first, last) of its ids as one pass; split: one pass per window.
- */
-bool golden_run(const char *folder, int threads, const char *kernels, bool split,
-                struct heard *heard, struct err *err);
+/* How to run a case. */
+struct golden_options {
+    int threads;
+    const char *kernels; /* level, NULL = best */
+    bool bf16;
+    bool split; /* one pass per window instead of one for all */
+};
+/* Opens folder and runs its ids. */
+bool golden_run(const char *folder, const struct golden_options *how, struct heard *heard,
+                struct err *err);
 void heard_free(struct heard *heard);
 bool heard_equal(const struct heard *a, const struct heard *b);
 /* Runs and compares with expected.safetensors. */
-bool golden_parity(const char *folder, struct parity *parity, struct err *err);
+bool golden_parity(const char *folder, const struct golden_options *how, struct parity *parity,
+                   struct err *err);
 
 #endif

@@ -1,6 +1,7 @@
 /* test_engine.c - the forward pass: parity with the reference, and the laws of determinism */
 #include <stdio.h>
 
+#include "engine/kernels/kernels.h"
 #include "tests/support_golden.h"
 #include "tests/test.h"
 
@@ -10,7 +11,7 @@
 static void check_parity(const char *folder) {
     struct parity parity;
     struct err err = {0};
-    test_ok(golden_parity(folder, &parity, &err), &err);
+    test_ok(golden_parity(folder, &(struct golden_options){.threads = 2}, &parity, &err), &err);
     printf("%s: logits %.1e, router logits %.1e, weights %.1e, nll %.1e\n", folder, parity.logits,
            parity.router_logits, parity.weight, parity.nll);
     assert_int_equal(parity.choices, 0);
@@ -84,14 +85,13 @@ static void threads_and_cuts_do_not_change_a_bit(void **state) {
     for (size_t i = 0; i < sizeof committed / sizeof *committed; i++) {
         struct heard one, other;
         struct err err = {0};
+        struct golden_options how = {.threads = 1};
         char folder[256];
         snprintf(folder, sizeof folder, GOLDEN "%s", committed[i]);
-        test_ok(golden_run(folder, 1, NULL, false, &one, &err), &err);
-        for (int threads = 1; threads <= 4; threads *= 2) {
-            test_ok(golden_run(folder, threads, NULL, threads > 1, &other, &err), &err);
-            assert_true(heard_equal(&one, &other));
-            heard_free(&other);
-            test_ok(golden_run(folder, threads, NULL, threads == 1, &other, &err), &err);
+        test_ok(golden_run(folder, &how, &one, &err), &err);
+        for (int way = 0; way < 6; way++) { /* 1, 2, 4 threads, whole and cut */
+            how = (struct golden_options){.threads = 1 << way / 2, .split = way % 2};
+            test_ok(golden_run(folder, &how, &other, &err), &err);
             assert_true(heard_equal(&one, &other));
             heard_free(&other);
         }
@@ -99,11 +99,45 @@ static void threads_and_cuts_do_not_change_a_bit(void **state) {
     }
 }
 
+static void every_kernel_level_agrees_with_the_reference(void **state) {
+    (void)state;
+    for (int i = 0; kernels_level(i); i++) {
+        struct golden_options how = {.threads = 1, .kernels = kernels_level(i)};
+        struct parity parity;
+        struct err err = {0};
+        if (!kernels_usable(how.kernels)) continue;
+        test_ok(golden_parity(GOLDEN "deepseek_v3", &how, &parity, &err), &err);
+        assert_int_equal(parity.choices, 0);
+        test_near(parity.logits, 0, 1e-4);
+        test_near(parity.nll, 0, 1e-4);
+    }
+}
+
+/* bf16 activations have 8 significant bits: likelihoods move a little, and always the same way. */
+static void bf16_compute_stays_near_and_is_deterministic(void **state) {
+    struct golden_options how = {.threads = 1, .bf16 = true};
+    struct heard one, other;
+    struct parity parity;
+    struct err err = {0};
+    (void)state;
+    test_ok(golden_parity(GOLDEN "mixtral", &how, &parity, &err), &err);
+    test_near(parity.nll, 0, 0.3);
+    test_ok(golden_run(GOLDEN "mixtral", &how, &one, &err), &err);
+    how.threads = 2;
+    how.split = true;
+    test_ok(golden_run(GOLDEN "mixtral", &how, &other, &err), &err);
+    assert_true(heard_equal(&one, &other));
+    heard_free(&one);
+    heard_free(&other);
+}
+
 int test_engine(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(engine_agrees_with_the_reference),
         cmocka_unit_test(engine_agrees_on_the_further_families),
         cmocka_unit_test(threads_and_cuts_do_not_change_a_bit),
+        cmocka_unit_test(every_kernel_level_agrees_with_the_reference),
+        cmocka_unit_test(bf16_compute_stays_near_and_is_deterministic),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }

@@ -188,12 +188,12 @@ static void non_finite_logits_are_refused_with_layer_token_and_expert(void **sta
     (void)state;
     const char *folder = changed("olmoe", NULL, NULL, NULL, NULL);
     poison(folder, "model.layers.1.mlp.gate.weight", 0x7fc0); /* NaN */
-    assert_false(golden_run(folder, 2, NULL, false, &heard, &err));
+    assert_false(golden_run(folder, &(struct golden_options){.threads = 2}, &heard, &err));
     assert_non_null(strstr(err.text, "layer 1, token 0, expert 0"));
     heard_free(&heard);
     folder = changed("olmoe", NULL, NULL, NULL, NULL);
     poison(folder, "lm_head.weight", 0x7f80); /* infinity */
-    assert_false(golden_run(folder, 2, NULL, false, &heard, &err));
+    assert_false(golden_run(folder, &(struct golden_options){.threads = 2}, &heard, &err));
     assert_non_null(strstr(err.text, "token"));
     heard_free(&heard);
 }
