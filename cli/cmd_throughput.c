@@ -204,15 +204,23 @@ static void note_model(const struct request *q, const struct cluster *c, bool mo
         str_puts(out, "placements are learnt on the tokens that they are used on: optimistic\n");
 }
 
+/* Was the same reason met in an earlier cell? */
+static bool seen_before(const struct throughput_run *run, int i) {
+    for (int j = 0; j < i; j++)
+        if (strcmp(run->cells[j].lacks, run->cells[i].lacks) == 0) return true;
+    return false;
+}
+
 static void note_cells(const struct throughput_run *run, struct str *out) {
     int repeats = 0, extrapolated = 0, lacks = 0;
     for (int i = 0; i < run->count; i++) {
         repeats += run->cells[i].repeats;
         extrapolated += run->cells[i].extrapolated;
-        if (*run->cells[i].lacks && lacks++ < 5)
+        lacks += *run->cells[i].lacks != '\0';
+        if (*run->cells[i].lacks && !seen_before(run, i))
             str_printf(out, "left out: %s\n", run->cells[i].lacks);
     }
-    if (lacks > 5) str_printf(out, "left out: %d cells in all\n", lacks);
+    if (lacks) str_printf(out, "left out: %d of %d cells in all\n", lacks, run->count);
     if (repeats)
         str_printf(out,
                    "%d of %d cells use tokens more than once: the trace is shorter than a batch\n",
