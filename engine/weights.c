@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum { NAME_BYTES = 256, MX_BLOCK = 32, MX_BYTES = 16 };
 
@@ -295,6 +297,19 @@ static const void *as_stored(const struct weight_ref *ref, const struct source *
     return source->tensor->data + (source->slab * source->rows + ref->row0) * source->k * size;
 }
 
+/* Tells the system that the pages of a packed matrix are not needed soon: the resident set holds
+ * the packed form alone. */
+static void give_back(const struct weight_ref *ref, const struct source *source) {
+    int64_t count = source->rows * source->k, size = source->tensor->bytes;
+    if (source->tensor->elements > 0) size = size / source->tensor->elements * count;
+    if (source->mx || ref->merged) return;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)(source->tensor->data + source->slab * size);
+    uintptr_t end = (begin + (uintptr_t)size) / page * page;
+    begin = (begin + page - 1) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 /* Packs one matrix, or two of one k as one (second NULL or absent: none). */
 static void load_rows(struct loader *loader, const struct weight_ref *first,
                       const struct weight_ref *second, bool exact, struct packed **out) {
@@ -322,6 +337,8 @@ static void load_rows(struct loader *loader, const struct weight_ref *first,
     }
     *out = packed_make2(loader->kernels, loader->pool, memory, type, a, first->n, pair ? b : NULL,
                         n2, k, bf16);
+    give_back(first, &one);
+    if (pair) give_back(second, &two);
 }
 
 void load_matrix(struct loader *loader, const struct weight_ref *ref, bool exact,

@@ -147,7 +147,10 @@ bool golden_run(const char *folder, const struct golden_options *how, struct hea
     int64_t *start = NULL, windows = 0;
     memset(heard, 0, sizeof *heard);
     struct pool *pool = pool_create(how->threads, err);
-    struct engine_options options = {.pool = pool, .kernels = how->kernels, .bf16 = how->bf16};
+    struct engine_options options = {.pool = pool,
+                                     .kernels = how->kernels,
+                                     .bf16 = how->bf16,
+                                     .memory_bytes = how->memory_bytes};
     struct engine *engine = pool ? engine_open(folder, &options, err) : NULL;
     bool ok = engine && golden_ids(folder, &ids, &start, &windows, err);
     if (ok) hear_begin(heard, engine_info(engine), start[windows], windows);

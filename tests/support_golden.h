@@ -40,7 +40,8 @@ struct golden_options {
     int threads;
     const char *kernels; /* level, NULL = best */
     bool bf16;
-    bool split; /* one pass per window instead of one for all */
+    int64_t memory_bytes; /* bound; 0 = none */
+    bool split;           /* one pass per window instead of one for all */
 };
 /* Opens folder and runs its ids. */
 bool golden_run(const char *folder, const struct golden_options *how, struct heard *heard,

@@ -89,8 +89,10 @@ static void threads_and_cuts_do_not_change_a_bit(void **state) {
         char folder[256];
         snprintf(folder, sizeof folder, GOLDEN "%s", committed[i]);
         test_ok(golden_run(folder, &how, &one, &err), &err);
-        for (int way = 0; way < 6; way++) { /* 1, 2, 4 threads, whole and cut */
-            how = (struct golden_options){.threads = 1 << way / 2, .split = way % 2};
+        for (int way = 0; way < 6;
+             way++) { /* 1, 2, 4 threads, whole and cut, weights kept or not */
+            how = (struct golden_options){
+                .threads = 1 << way / 2, .split = way % 2, .memory_bytes = way % 3};
             test_ok(golden_run(folder, &how, &other, &err), &err);
             assert_true(heard_equal(&one, &other));
             heard_free(&other);
