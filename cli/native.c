@@ -22,7 +22,8 @@ static bool replay(const struct trace *trace, const char *out, struct err *err) 
     struct variant_set set = {0};
     struct outcome outcome = {0};
     struct progress_line line;
-    bool ok = source_open_trace(&source, trace, NULL, err) &&
+    bool ok = (trace_has_scores(trace) ? source_open_trace(&source, trace, NULL, err)
+                                       : source_open_choices(&source, trace, err)) &&
               variant_set_build(&set, &defaults, &source, err);
     struct result_experiment experiment = {.options = "replay",
                                            .order = "captured",

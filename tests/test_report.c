@@ -186,6 +186,10 @@ static void a_trace_never_replayed_is_reported_under_its_own_gate(void **state) 
     assert_non_null(strstr(caption, "Load under the native gate"));
     assert_non_null(strstr(caption, "with 1.5 times the mean"));
     free(caption);
+    write_trace(FOLDER "/ids.db", TRACE_IDS);
+    caption = caption_of(FOLDER "/ids.db", "load_map");
+    assert_non_null(strstr(caption, "with 1.5 times the mean"));
+    free(caption);
 }
 
 /* ---- the page */
@@ -386,7 +390,7 @@ static void bad_arguments_get_one_clear_line(void **state) {
         {"report " FOLDER "/result.db --out " FOLDER "/text", 1, "expected a folder"},
         {"report " FOLDER "/absent.db --out " FOLDER "/new", 1, "absent.db"},
         {"report " FOLDER "/text --out " FOLDER "/new", 1, "text: "},
-        {"report " FOLDER "/ids.db --out " FOLDER "/new", 1, "needs router scores"},
+        {"plot " FOLDER "/ids.db tradeoff --out " FOLDER "/n.svg", 1, "router scores"},
         {"plot " FOLDER "/result.db nonsense --out " FOLDER "/n.svg", 2,
          "expected one of: load_map"},
         {"plot " FOLDER "/result.db ranks --out " FOLDER "/n.gif", 2,
