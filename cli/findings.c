@@ -1,6 +1,7 @@
 /* findings.c - what matters most in a replay, in plain words, by rules on the numbers */
 #include "cli/findings.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,14 +88,12 @@ static bool say_balance(const struct subject *subjects, int count, struct findin
                    " is the most even of the %d variants replayed within batches of %lld "
                    "tokens: MaxVio %.3g.",
                    s->count, (long long)native->batch_tokens, native->maxvio_batch);
-        if (f->text.data) f->text.data[0] = f->text.data[0] == 't' ? 'T' : f->text.data[0];
         f->measure = "MaxVio within batches";
         f->estimate = native->maxvio_batch;
         return true;
     }
     const struct subject_variant *v = &s->variant[best];
     subject_name(s, best, &f->text);
-    if (f->text.data && f->text.data[0] == 'v') f->text.data[0] = 'V';
     str_printf(&f->text,
                " balances best: MaxVio within batches of %lld tokens falls from %.3g to %.3g; ",
                (long long)v->batch_tokens, native->maxvio_batch, v->maxvio_batch);
@@ -185,7 +184,7 @@ static bool say_ranks(const struct subject *subjects, int count, struct finding 
     (void)count, (void)err;
     const struct subject *s = &subjects[0];
     const struct subject_variant *native = &s->variant[s->native];
-    if (!native->ranks || isnan(native->efficiency)) return true;
+    if (native->ranks < 2 || isnan(native->efficiency)) return true;
     str_printf(&f->text,
                "On %d ranks the native load allows at most %.1f %% of the speed of an even one "
                "where layers are compute-bound (mean over batches and layers).",
@@ -224,6 +223,7 @@ struct table *findings_of(const struct subject *subjects, int count, struct err 
         struct finding f = {{0}, "", (double)NAN, (double)NAN, (double)NAN};
         ok = rules[i](subjects, count, &f, err);
         if (ok && f.text.len > 0) {
+            f.text.data[0] = (char)toupper((unsigned char)f.text.data[0]);
             table_int(table, table_rows(table) + 1);
             table_text(table, str_text(&f.text));
             table_text(table, f.measure);

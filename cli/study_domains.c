@@ -176,7 +176,10 @@ static struct table *domain_maxvios(const struct subject *subject, const struct 
     struct wide wide = {0};
     for (int d = 0; d <= loads->domains; d++) {
         if (d >= DOMAIN_LINES && d < loads->domains) continue;
-        wide_series(&wide, d < loads->domains ? trace_domain(subject->trace, d) : "all together");
+        struct str name = {0};
+        put_short(d < loads->domains ? trace_domain(subject->trace, d) : "all together", &name);
+        wide_series(&wide, str_text(&name));
+        str_free(&name);
         for (int r = 0; r < loads->layers; r++)
             wide_value(&wide, trace_layer(subject->trace, r)->layer,
                        balance_maxvio(totals + (size_t)d * width + loads->first[r],

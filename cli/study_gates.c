@@ -7,6 +7,7 @@
 #include "cli/loads.h"
 #include "cli/studies.h"
 #include "cli/wide.h"
+#include "router/gate.h"
 
 enum { SERIES = 7 }; /* lines that one figure can carry and still be read */
 
@@ -56,6 +57,11 @@ static struct table *load_matrix(const struct table *loads, struct err *err) {
     for (int64_t i = 0; i < rows; i++) {
         int64_t expert = (int64_t)cell(loads, i, "expert");
         if (expert >= experts) experts = expert + 1;
+    }
+    if (experts > GATE_MAX_EXPERTS) {
+        err_set(err, ERR_FORMAT, "result: found an expert %lld, expected below %d",
+                (long long)experts - 1, GATE_MAX_EXPERTS);
+        return NULL;
     }
     char name[24];
     for (int64_t e = 0; e < experts; e++) {

@@ -294,16 +294,17 @@ void subject_kind(const struct subject *subject, int v, int detail, struct str *
 
 void subject_name(const struct subject *subject, int v, struct str *out) {
     const struct subject_variant *variant = &subject->variant[v];
+    struct slots own, reference;
+    bool differs[SLOTS];
+    slots_of(variant, &own);
     if (v == subject->native) {
         if (subject->has_native)
             str_puts(out, "the native gate");
         else
-            str_printf(out, "variant %d (%s)", variant->variant, variant->gate);
+            str_printf(out, "variant %d (%s, %s)", variant->variant, variant->gate,
+                       own.text[SLOT_BIAS]);
         return;
     }
-    struct slots own, reference;
-    bool differs[SLOTS];
-    slots_of(variant, &own);
     slots_of(&subject->variant[subject->native], &reference);
     for (int s = 0; s < SLOTS; s++) differs[s] = strcmp(own.text[s], reference.text[s]) != 0;
     str_printf(out, "variant %d (", variant->variant);
