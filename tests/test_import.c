@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/rng.h"
 #include "base/str.h"
 #include "base/table.h"
 #include "traces/exchange.h"
@@ -391,6 +392,152 @@ static void megatron_logits_can_be_replayed(void **state) {
     refused("auto", "side file has 4 bytes", job);
 }
 
+/* ---- files as torch and numpy write them: tests/golden/foreign/make.py has the formulas */
+
+#define FOREIGN "tests/golden/foreign/"
+enum { FT = 6, FL = 4, FK = 3, FE = 16 };
+
+static int foreign_id(int t, int l, int j) { return (3 * t + 5 * l + 7 * j) % FE; }
+static float foreign_logit(int t, int l, int e) {
+    return (float)((7 * t + 3 * l + 5 * e) % 11 - 5) / 4;
+}
+
+static void check_foreign_ids(struct trace *trace) {
+    struct err err = {0};
+    assert_int_equal(trace_tokens(trace), FT);
+    assert_int_equal(trace_layers(trace), FL - 1);
+    for (int r = 0; r < FL - 1; r++) {
+        struct trace_cursor *cursor = trace_cursor_open(trace, r, &err);
+        int32_t expert[FT * FK];
+        const int64_t tokens[FT] = {0, 1, 2, 3, 4, 5};
+        test_ok(cursor, &err);
+        test_ok(trace_cursor_rows(
+                    cursor, &(struct trace_rows){.n = FT, .token = tokens, .expert = expert}, &err),
+                &err);
+        for (int i = 0; i < FT * FK; i++)
+            assert_int_equal(expert[i], foreign_id(i / FK, trace_layer(trace, r)->layer, i % FK));
+        trace_cursor_free(cursor);
+    }
+}
+
+static void check_foreign_logits(struct trace *trace) {
+    struct err err = {0};
+    assert_int_equal(trace_layers(trace), FL);
+    for (int r = 0; r < FL; r++) {
+        struct trace_cursor *cursor = trace_cursor_open(trace, r, &err);
+        struct trace_chunk chunk;
+        test_ok(cursor, &err);
+        test_ok(trace_cursor_next(cursor, &chunk, &err), &err);
+        assert_int_equal(chunk.tokens, FT);
+        for (int i = 0; i < FT * FE; i++)
+            assert_true(chunk.logits[i] == foreign_logit(i / FE, r, i % FE));
+        trace_cursor_free(cursor);
+    }
+}
+
+static void sglang_records_and_counts_read_back(void **state) {
+    (void)state;
+    struct trace *trace = imported("auto", "torch", one(FOREIGN "sglang_per_token.pt"));
+    check_foreign_ids(trace);
+    assert_int_equal(trace_documents(trace), 2);
+    test_near(number(trace, "SELECT id FROM token WHERE token = 4"), 104, 0);
+    trace_free(trace);
+    struct import_job job = one(FOREIGN "sglang_stat.pt");
+    refused("auto", "--gate", job);
+    job.gate = "softmax,topk=3";
+    trace = imported("auto", "torch", job);
+    assert_int_equal(trace_layer(trace, 0)->holds, TRACE_COUNTS);
+    assert_int_equal(trace_layer(trace, 0)->experts, FE);
+    for (int r = 0; r < FL - 1; r++) {
+        struct err err = {0};
+        int64_t counts[FE], expected[FE] = {0};
+        for (int i = 0; i < FT * FK; i++) expected[foreign_id(i / FK, r + 1, i % FK)]++;
+        test_ok(trace_read_counts(trace, r, -1, counts, &err), &err);
+        assert_memory_equal(counts, expected, sizeof counts);
+    }
+    trace_free(trace);
+}
+
+static void logits_of_torch_and_numpy_read_back(void **state) {
+    (void)state;
+    static const char *const files[][2] = {{FOREIGN "logits_f32.pt", "torch"},
+                                           {FOREIGN "logits_bf16.pt", "torch"},
+                                           {FOREIGN "logits_f16.pt", "torch"},
+                                           {FOREIGN "logits.npz", "numpy"}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        struct import_job job = one(files[i][0]);
+        job.gate = "softmax,topk=3";
+        struct trace *trace = imported("auto", files[i][1], job);
+        check_foreign_logits(trace);
+        trace_free(trace);
+    }
+    struct import_job job = one(FOREIGN "logits_strided.pt");
+    job.gate = "softmax,topk=3";
+    refused("auto", "not contiguous", job);
+}
+
+static void npz_of_numpy_reads_ids_and_tokens(void **state) {
+    (void)state;
+    struct trace *trace = imported("auto", "numpy", one(FOREIGN "routed.npz"));
+    check_foreign_ids(trace);
+    test_near(number(trace, "SELECT id FROM token WHERE token = 5"), 105, 0);
+    trace_free(trace);
+    trace = imported("auto", "numpy", one(FOREIGN "routed_compressed.npz"));
+    check_foreign_ids(trace);
+    trace_free(trace);
+}
+
+/* Any flipped byte and any truncation: refused, or read as something else, but never a crash. */
+static void damaged_foreign_files_never_crash(void **state) {
+    (void)state;
+    static const char *const files[] = {FOREIGN "sglang_per_token.pt", FOREIGN "logits_bf16.pt",
+                                        FOREIGN "routed_compressed.npz"};
+    struct rng rng;
+    rng_init(&rng, 1);
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        struct err err = {0};
+        size_t len;
+        char *bytes = file_read(files[f], 1 << 20, &len, &err);
+        test_ok(bytes, &err);
+        for (int round = 0; round < 400; round++) {
+            size_t at = (size_t)rng_below(&rng, len);
+            char was = bytes[at];
+            size_t n = round % 4 == 3 ? at : len;
+            bytes[at] = (char)rng_next(&rng);
+            test_ok(file_write(in_folder("damaged.bin"), bytes, n, &err), &err);
+            struct import_job job = one(in_folder("damaged.bin"));
+            job.gate = "softmax,topk=3";
+            struct err why;
+            if (!import_files(f == 2 ? "numpy" : "torch", job, &why)) assert_true(*why.text);
+            bytes[at] = was;
+        }
+        free(bytes);
+    }
+}
+
+/* ---- JSON of studies */
+
+static void published_counts_of_real_records_are_met(void **state) {
+    (void)state;
+    test_need("../shared/data/switch-base-8");
+    struct trace *trace =
+        imported("auto", "routed", one("../shared/data/switch-base-8/router-trace.v2.json"));
+    assert_int_equal(trace_tokens(trace), 215);
+    assert_int_equal(trace_layers(trace), 6);
+    assert_int_equal(trace_layer(trace, 0)->topk, 1);
+    test_near(number(trace, "SELECT expert FROM router_score WHERE layer = 5 AND token = 1"), 1, 0);
+    trace_free(trace);
+    struct import_job job =
+        one("../shared/data/olmoe-alpaca/null1024_olmoe_bf16_offload/routed_sets.jsonl.gz");
+    job.gate = "olmoe"; /* every layer of every example must sum to 8 x tokens: else refused */
+    trace = imported("auto", "routed", job);
+    assert_int_equal(trace_documents(trace), 1024);
+    assert_int_equal(trace_layers(trace), 16);
+    assert_int_equal(trace_document(trace, 0)->tokens, 42);
+    assert_int_equal(trace_document(trace, 1)->tokens, 112);
+    trace_free(trace);
+}
+
 /* ---- ESFT */
 
 static void esft_lines_are_sequences(void **state) {
@@ -472,6 +619,11 @@ int test_import(void) {
         cmocka_unit_test_setup(numpy_logits_need_a_gate_and_keep_their_values, begin),
         cmocka_unit_test_setup(vllm_responses_old_and_new_read_the_same, begin),
         cmocka_unit_test_setup(megatron_logits_can_be_replayed, begin),
+        cmocka_unit_test_setup(sglang_records_and_counts_read_back, begin),
+        cmocka_unit_test_setup(logits_of_torch_and_numpy_read_back, begin),
+        cmocka_unit_test_setup(npz_of_numpy_reads_ids_and_tokens, begin),
+        cmocka_unit_test_setup(damaged_foreign_files_never_crash, begin),
+        cmocka_unit_test_setup(published_counts_of_real_records_are_met, begin),
         cmocka_unit_test_setup(esft_lines_are_sequences, begin),
         cmocka_unit_test_setup(esft_reproduces_the_published_summary, begin)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,6 +22,11 @@ const struct trace_importer trace_importers[] = {
      import_vllm_recognise, import_vllm_open},
     {"megatron", "router_trace_rankR.jsonl with logits_rankR.bin: logits (--gate), or chosen ids",
      "Megatron-LM", import_megatron_recognise, import_megatron_open},
+    {"torch", ".pt: SGLang recorder (ids or counts), or tensors of router logits (--gate)",
+     "SGLang, transformers", import_torch_recognise, import_torch_open},
+    {"routed", "JSON of studies: selections, router_data (ids, weights), routed (counts, --gate)",
+     "stratamoe-lab, gpt-oss fingerprints, experts4bit-qlora", import_routed_recognise,
+     import_routed_open},
     {0}};
 
 const struct trace_importer *trace_importer_find(const char *name, const char *path,

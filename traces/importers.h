@@ -5,7 +5,8 @@
 #include "traces/exchange.h"
 
 /* X(name): import_NAME_recognise, import_NAME_open in import_NAME.c */
-#define TRACE_IMPORTER_FILES(X) X(safetensors) X(esft) X(numpy) X(vllm) X(megatron)
+#define TRACE_IMPORTER_FILES(X)                                                                    \
+    X(safetensors) X(esft) X(numpy) X(vllm) X(megatron) X(torch) X(routed)
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \

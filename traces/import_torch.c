@@ -1,0 +1,252 @@
+/* import_torch.c - files of torch.save: SGLang's expert distribution recorder, router logits,
+ * counters
+ *
+ * SGLang per_pass / per_token: {"records": [{"topk_ids_of_layer": i32 [layers, tokens, 8] (-1 =
+ * padding), "input_ids": [...], ...}]}: chosen ids. SGLang stat: {"logical_count": [steps, layers,
+ * E]}: counts. Anything else whose tensors are reals: router logits, [tokens, E] each (in order) or
+ * one stacked [layers, tokens, E]. The pickle inside is read by a small reader that executes
+ * nothing. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "traces/import_build.h"
+#include "traces/import_count.h"
+#include "traces/import_logits.h"
+#include "traces/importers.h"
+#include "traces/pickle.h"
+
+enum { MAX_TENSORS = 4096 };
+
+bool import_torch_recognise(const char *path) { return torch_recognise(path); }
+
+static int64_t element(const unsigned char *data, int bytes, int64_t i) {
+    uint64_t value = 0;
+    for (int b = bytes - 1; b >= 0; b--) value = value << 8 | data[i * bytes + b];
+    int unused = 64 - 8 * bytes;
+    return (int64_t)(value << unused) >> unused;
+}
+
+static const unsigned char *integers(const struct torch_file *file, const struct pickle *tensor,
+                                     int rank, const char *name, int *bytes, struct err *err) {
+    char kind = 0;
+    if (!tensor || tensor->kind != PICKLE_TENSOR || tensor->rank != rank) {
+        err_set(err, ERR_FORMAT, "%s: found no tensor of %d dimensions", name, rank);
+        return NULL;
+    }
+    const unsigned char *data = torch_data(file, tensor, bytes, &kind, err);
+    if (data && kind != 'i' && kind != 'u') {
+        err_set(err, ERR_FORMAT, "%s: found reals, expected integers", name);
+        return NULL;
+    }
+    return data;
+}
+
+/* ---- SGLang: counts */
+
+static bool open_stat(const struct torch_file *file, const struct import_job *job,
+                      struct import_source *source, const char *stem, struct err *err) {
+    struct count_build build = {0};
+    int bytes;
+    const struct pickle *tensor = pickle_get(file->root, "logical_count");
+    const unsigned char *data = integers(file, tensor, 3, "logical_count", &bytes, err);
+    bool ok = data != NULL && count_document(&build, file_name(job->files[0]),
+                                             job->domain ? job->domain : stem, 0, err);
+    int64_t layers = ok ? tensor->shape[1] : 0, experts = ok ? tensor->shape[2] : 0;
+    for (int64_t l = 0; ok && l < layers; l++) {
+        int64_t total = 0;
+        for (int64_t e = 0; ok && e < experts; e++) {
+            int64_t sum = 0;
+            for (int64_t s = 0; s < tensor->shape[0]; s++)
+                sum += element(data, bytes, (s * layers + l) * experts + e);
+            total += sum;
+            if (sum) ok = count_add(&build, (int)l, 0, e, (double)sum, err);
+        }
+        if (ok && total) ok = count_add(&build, (int)l, 0, experts - 1, 0, err); /* E is known */
+    }
+    if (ok) ok = count_finish(&build, job, false, source, "torch", err);
+    count_free(&build);
+    return ok;
+}
+
+/* ---- SGLang: ids */
+
+/* Experts a token of this layer: ids that are not padding; 0 for a dense layer (all zeros). */
+static int count_chosen(const unsigned char *data, int bytes, int64_t tokens, int64_t width,
+                        bool *dense) {
+    int most = 0;
+    *dense = true;
+    for (int64_t t = 0; t < tokens; t++) {
+        int k = 0;
+        for (int64_t j = 0; j < width; j++) {
+            int64_t id = element(data, bytes, t * width + j);
+            k += id >= 0;
+            *dense = *dense && id <= 0;
+        }
+        if (k > most) most = k;
+    }
+    return most;
+}
+
+static bool add_record_layer(const unsigned char *data, int bytes, int64_t tokens, int64_t width,
+                             int layer, struct build *build, struct err *err) {
+    bool dense;
+    int k = count_chosen(data, bytes, tokens, width, &dense);
+    if (dense || k < 1) return true;
+    struct build_layer *to = build_layer(build, layer, k, err);
+    bool ok = to != NULL;
+    for (int64_t t = 0; ok && t < tokens; t++) {
+        int32_t expert[GATE_MAX_TOPK];
+        for (int j = 0; j < k; j++) {
+            int64_t id = element(data, bytes, t * width + j);
+            expert[j] = id >= 0 && id < GATE_MAX_EXPERTS ? (int32_t)id : -1;
+        }
+        ok = build_add(to, 1, expert, NULL, err);
+    }
+    return ok;
+}
+
+static bool add_record(const struct torch_file *file, const struct pickle *record,
+                       struct build *build, const char *source, const char *domain,
+                       struct err *err) {
+    int bytes;
+    const struct pickle *top = pickle_get(record, "topk_ids_of_layer");
+    const struct pickle *inputs = pickle_get(record, "input_ids");
+    const unsigned char *data = integers(file, top, 3, "topk_ids_of_layer", &bytes, err);
+    if (!data) return false;
+    int64_t tokens = top->shape[1], width = top->shape[2];
+    if (width < 1 || width > GATE_MAX_TOPK)
+        return err_set(err, ERR_FORMAT, "topk_ids_of_layer: found %lld ids a token",
+                       (long long)width);
+    for (int64_t l = 0; l < top->shape[0]; l++)
+        if (!add_record_layer(data + l * tokens * width * bytes, bytes, tokens, width, (int)l,
+                              build, err))
+            return false;
+    int32_t *ids = NULL;
+    if (inputs && inputs->kind == PICKLE_LIST && inputs->count == tokens)
+        ids = malloc(((size_t)tokens + 1) * sizeof *ids);
+    for (int64_t t = 0; ids && t < tokens; t++)
+        ids[t] = inputs->items[t]->kind == PICKLE_INT ? (int32_t)inputs->items[t]->integer : -1;
+    bool ok = build_document(build, source, domain, tokens, ids, err);
+    free(ids);
+    return ok;
+}
+
+static bool open_records(const struct torch_file *file, const struct import_job *job,
+                         struct import_source *source, const char *stem, struct err *err) {
+    struct build build = {0};
+    const struct pickle *records = pickle_get(file->root, "records");
+    bool ok = records->kind == PICKLE_LIST || err_set(err, ERR_FORMAT, "records: found no list");
+    for (int i = 0; ok && i < records->count; i++)
+        ok = add_record(file, records->items[i], &build, file_name(job->files[0]),
+                        job->domain ? job->domain : stem, err) ||
+             err_context(err, "record %d", i);
+    ok = ok && build_finish(&build, job, source, "torch", "router scores; weights", err);
+    build_free(&build);
+    return ok;
+}
+
+/* ---- router logits */
+
+struct plane {
+    const unsigned char *data;
+    int bytes;
+    char kind;
+};
+
+static void read_plane(const struct logits_layer *layer, int64_t first, int64_t n, float *out) {
+    const struct plane *plane = layer->array;
+    int64_t e = layer->experts;
+    for (int64_t i = 0; i < n * e; i++) {
+        const unsigned char *at = plane->data + (first * e + i) * plane->bytes;
+        uint32_t bits = (uint32_t)element(at, plane->bytes, 0);
+        if (plane->kind == 'b') bits <<= 16;
+        if (plane->kind == 'f' && plane->bytes == 2) {
+            uint32_t sign = bits << 16 & 0x80000000u, x = bits >> 10 & 31, m = bits & 1023;
+            float small = (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
+            if (x == 0)
+                memcpy(&bits, &small, 4);
+            else
+                bits = x == 31 ? sign | 0x7f800000u | m << 13 : sign | (x + 112) << 23 | m << 13;
+        }
+        memcpy(&out[i], &bits, 4);
+    }
+}
+
+/* Every tensor below a value, in order. */
+static void find_tensors(const struct pickle *value, const struct pickle **out, int *count,
+                         int depth) {
+    if (value->kind == PICKLE_TENSOR && *count < MAX_TENSORS) out[(*count)++] = value;
+    bool nested = (value->kind == PICKLE_LIST || value->kind == PICKLE_DICT) && depth < 16;
+    for (int i = 0; nested && i < value->count && i < MAX_TENSORS; i++)
+        find_tensors(value->items[i], out, count, depth + 1);
+}
+
+static bool add_tensor(const struct torch_file *file, const struct pickle *tensor,
+                       struct logits_source *from, struct arena *arena, struct err *err) {
+    int bytes;
+    char kind = 0;
+    const unsigned char *data = torch_data(file, tensor, &bytes, &kind, err);
+    if (!data) return false;
+    if (kind != 'f' && kind != 'b') return true; /* ids, masks */
+    if (tensor->rank != 2 && tensor->rank != 3)
+        return err_set(err, ERR_FORMAT,
+                       "tensor: found %d dimensions, expected [tokens, E] or [layers, tokens, E]",
+                       tensor->rank);
+    int64_t planes = tensor->rank == 3 ? tensor->shape[0] : 1;
+    int64_t tokens = tensor->shape[tensor->rank - 2], experts = tensor->shape[tensor->rank - 1];
+    if (experts < 1 || experts > GATE_MAX_EXPERTS || from->count + planes > MAX_TENSORS)
+        return err_set(err, ERR_FORMAT, "tensor: found %lld experts", (long long)experts);
+    for (int64_t p = 0; p < planes; p++) {
+        struct plane *plane = arena_alloc(arena, 1, sizeof *plane);
+        if (!plane) return err_memory(err, "layers");
+        *plane = (struct plane){data + p * tokens * experts * bytes, bytes, kind};
+        from->layers[from->count] = (struct logits_layer){
+            .layer = from->count, .experts = (int)experts, .tokens = tokens, .array = plane};
+        from->count++;
+    }
+    return true;
+}
+
+static void close_file(void *own) {
+    torch_close(own);
+    free(own);
+}
+
+static bool open_logits(struct torch_file *file, const struct import_job *job,
+                        struct import_source *source, struct err *err) {
+    struct logits_source from = {.read = read_plane, .own = file, .close_own = close_file};
+    const struct pickle **tensors = arena_alloc(&source->arena, MAX_TENSORS, sizeof *tensors);
+    from.layers = arena_alloc(&source->arena, MAX_TENSORS, sizeof *from.layers);
+    int count = 0;
+    bool ok = (tensors && from.layers) || err_memory(err, "layers");
+    if (ok) find_tensors(file->root, tensors, &count, 0);
+    for (int i = 0; ok && i < count; i++)
+        ok = add_tensor(file, tensors[i], &from, &source->arena, err);
+    if (ok) return logits_finish(&from, job, source, "torch", err);
+    close_file(file);
+    return false;
+}
+
+bool import_torch_open(const struct import_job *job, struct import_source *source,
+                       struct err *err) {
+    struct torch_file *file = calloc(1, sizeof *file);
+    const char *stem = import_stem(&source->arena, job->files[0]);
+    bool ok = (file && stem) || err_memory(err, "import");
+    if (ok && job->file_count != 1)
+        ok = err_set(err, ERR_USAGE, "torch: found %d files, expected 1", job->file_count);
+    if (!ok || !torch_open(file, &source->arena, job->files[0], err)) {
+        free(file);
+        return false;
+    }
+    bool records = pickle_get(file->root, "records"),
+         stat = pickle_get(file->root, "logical_count");
+    if (records || stat) {
+        ok = records ? open_records(file, job, source, stem, err)
+                     : open_stat(file, job, source, stem, err);
+        close_file(file);
+    } else {
+        ok = open_logits(file, job, source, err);
+    }
+    return ok || import_context(err, job->files[0]);
+}
