@@ -13,6 +13,7 @@
 #include "base/str.h"
 #include "base/table.h"
 #include "base/threads.h"
+#include "cli/closed_loop.h"
 #include "cli/commands.h"
 #include "cli/corpus.h"
 #include "cli/model_id.h"
@@ -30,6 +31,7 @@ struct request {
     struct text_list rest, texts, id_files, domains;
     int64_t max_tokens, context, threads, memory, pass_tokens;
     bool special, resume, force;
+    struct closed_loop_words loop;
     struct output_choice choice;
 };
 
@@ -43,6 +45,8 @@ struct capture {
     struct trace_layer *layers;
     struct trace *trace;
     unsigned char *seen; /* [vocab] pieces that were given to the trace */
+    struct trace_loop loop;
+    struct str options, notes; /* of the trace; for the user */
     struct progress_line line;
     char model_id[65];
     char no_tokenizer[512];
@@ -71,7 +75,8 @@ static bool open_model(struct capture *c, struct err *err) {
     if (!engine_info(c->engine)->routers)
         return err_set(err, ERR_DATA, "%s: found no router, expected a Mixture-of-Experts model",
                        request->model);
-    return model_id(request->model, c->model_id, err) && open_tokenizer(c, err);
+    return closed_loop_set(c->engine, &request->loop, &c->loop, &c->notes, err) &&
+           model_id(request->model, c->model_id, err) && open_tokenizer(c, err);
 }
 
 /* Longest window: what the user wants, within what the model was made for. */
@@ -121,6 +126,10 @@ static bool open_trace(struct capture *c, int64_t context, struct err *err) {
     enum trace_store store;
     if (!kernels || !describe_layers(c, err) || !trace_store_find(request->store, &store, err))
         return false;
+    str_puts(&c->options, request->special ? "special" : "");
+    if (c->options.len && c->loop.closed) str_puts(&c->options, " ");
+    trace_loop_print(&c->loop, &c->options);
+    if (c->options.failed) return err_memory(err, "options");
     const struct trace_setup setup = {
         .capture = {.model = info->name,
                     .family = info->family,
@@ -133,7 +142,7 @@ static bool open_trace(struct capture *c, int64_t context, struct err *err) {
                     .parameters = info->parameters,
                     .context_tokens = context,
                     .pass_tokens = request->pass_tokens,
-                    .options = request->special ? "special" : "",
+                    .options = str_text(&c->options),
                     .lacks = "",
                     .vocabulary = c->tokenizer ? "tokenizer.json" : ""},
         .layers = c->layers,
@@ -145,7 +154,8 @@ static bool open_trace(struct capture *c, int64_t context, struct err *err) {
                                             : TRACE_NEW;
     c->trace = trace_create(request->out, &setup, mode, err);
     c->seen = calloc((size_t)info->vocab + 1, 1);
-    return c->trace && (c->seen || err_memory(err, "pieces"));
+    return c->trace && (c->seen || err_memory(err, "pieces")) &&
+           closed_loop_resume(c->engine, &c->loop, c->trace, err);
 }
 
 /* ---- a pass */
@@ -280,6 +290,8 @@ static void release(struct capture *c) {
     pool_free(c->pool);
     free(c->layers);
     free(c->seen);
+    str_free(&c->options);
+    str_free(&c->notes);
 }
 
 static bool capture(const struct request *request, struct err *err) {
@@ -292,6 +304,7 @@ static bool capture(const struct request *request, struct err *err) {
               read_corpus(c, context, err) && open_trace(c, context, err) && run_passes(c, err);
     progress_end(&c->line);
     ok = finish(c, ok, err) && print_summary(c, err);
+    if (ok) print_notes(str_text(&c->notes));
     release(c);
     free(c);
     return ok;
@@ -337,6 +350,15 @@ static bool run(const struct command *command, int argc, char **argv, struct err
          1e9},
         {"threads", OPTION_INT, &q.threads, "N", "default: one per CPU", 1, 4096},
         {"memory", OPTION_BYTES, &q.memory, "BYTES", "bound on resident memory (4G)", 0, 0},
+        {"gate", OPTION_TEXT, &q.loop.gate, "SPEC",
+         "closed loop: run under this gate (\"native,softmax\"), not the model's own", 0, 0},
+        {"bias-rule", OPTION_TEXT, &q.loop.bias_rule, "RULE",
+         "closed loop: moves the bias as tokens pass; default as for replay", 0, 0},
+        {"bias-rate", OPTION_TEXT, &q.loop.bias_rate, "X", "of the rule; default its own", 0, 0},
+        {"bias-start", OPTION_TEXT, &q.loop.bias_start, "zero|captured",
+         "of rules that update (zero); captured = the model's", 0, 0},
+        {"batch-tokens", OPTION_INT, &q.loop.batch_tokens, "N",
+         "tokens of a balance batch; default 4096", 1, 1e12},
         {"resume", OPTION_FLAG, &q.resume, NULL, "go on with an interrupted capture", 0, 0},
         {"force", OPTION_FLAG, &q.force, NULL, "replace an existing file", 0, 0},
         OPTION_OUTPUT(q.choice),

@@ -12,6 +12,7 @@
 #include "sim/replay.h"
 #include "sim/source.h"
 #include "sim/variant.h"
+#include "traces/loop.h"
 #include "traces/query.h"
 #include "traces/result.h"
 #include "traces/trace.h"
@@ -98,14 +99,6 @@ static void describe_options(const struct replay_command *c, struct str *out) {
 
 /* ---- the run */
 
-static void print_notes(const char *notes) {
-    while (*notes) {
-        size_t length = strcspn(notes, "\n");
-        fprintf(stderr, "note: %.*s\n", (int)length, notes);
-        notes += length + (notes[length] == '\n');
-    }
-}
-
 /* Variants with their rates, and how to run them; everything owned. */
 struct plan {
     struct variant_set set;
@@ -118,11 +111,26 @@ static void plan_free(struct plan *plan) {
     free(plan->order);
 }
 
+/* "native" is constant in a replay: in a closed loop whose bias moved it is not what ran. */
+static bool note_loop(const struct trace *trace, struct str *notes, struct err *err) {
+    struct trace_loop loop;
+    if (!trace_loop_read(trace_capture(trace)->options, &loop, err)) return false;
+    if (!loop.rule) return true;
+    str_printf(notes, "closed-loop capture: its bias moved (--bias-rule %s", loop.rule_name);
+    if (loop.rule->needs_rate) str_printf(notes, " --bias-rate %.9g", loop.rate);
+    str_printf(notes,
+               " --batch-tokens %lld, from %s); here the native gate has the bias at the start\n",
+               (long long)loop.batch_tokens, loop.start);
+    return true;
+}
+
 /* Rates that are looked for are found here, before anything is written. */
 static bool make_plan(struct replay_command *c, const struct source *source,
                       const struct progress *progress, struct plan *plan, struct err *err) {
     int threads = c->threads > 0 ? (int)c->threads : cpu_count();
-    if (!variant_set_build(&plan->set, &c->lists, source, err)) return false;
+    if (!variant_set_build(&plan->set, &c->lists, source, err) ||
+        !note_loop(source->context, &plan->set.notes, err))
+        return false;
     if (strcmp(c->order, "shuffled") == 0) {
         plan->order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
         if (!plan->order) return false;

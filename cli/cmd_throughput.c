@@ -264,14 +264,6 @@ static void note_worth(const struct routed *routed, const struct throughput_run 
     }
 }
 
-static void print_notes(const char *notes) {
-    while (*notes) {
-        size_t length = strcspn(notes, "\n");
-        fprintf(stderr, "note: %.*s\n", (int)length, notes);
-        notes += length + (notes[length] == '\n');
-    }
-}
-
 /* ---- into the database */
 
 static struct throughput_row row_of(const struct request *q, const struct routed *routed,

@@ -12,6 +12,7 @@
     X(capture)                                                                                     \
     X(import)                                                                                      \
     X(replay)                                                                                      \
+    X(compare)                                                                                     \
     X(show)                                                                                        \
     X(sql)                                                                                         \
     X(check)                                                                                       \

@@ -59,3 +59,11 @@ void progress_end(struct progress_line *line) {
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
 }
+
+void print_notes(const char *notes) {
+    while (*notes) {
+        size_t length = strcspn(notes, "\n");
+        fprintf(stderr, "note: %.*s\n", (int)length, notes);
+        notes += length + (notes[length] == '\n');
+    }
+}

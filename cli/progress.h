@@ -19,4 +19,7 @@ void progress_begin(struct progress_line *line, const char *label);
 /* Clears the line. */
 void progress_end(struct progress_line *line);
 
+/* Prints "note: LINE" on stderr for every line of notes. */
+void print_notes(const char *notes);
+
 #endif

@@ -13,6 +13,7 @@
 #include "base/err.h"
 #include "base/progress.h"
 #include "base/threads.h"
+#include "router/bias.h"
 #include "router/gate.h"
 
 struct engine; /* opaque: config, weights (mapped), kernels */
@@ -28,8 +29,8 @@ struct engine_options {
 struct engine_router {
     int layer;         /* the model's own layer number */
     int experts;       /* E */
-    struct gate gate;  /* native gate */
-    const float *bias; /* [E] correction bias as stored, or NULL; borrowed from the engine */
+    struct gate gate;  /* native gate, or the one set by engine_regate */
+    const float *bias; /* [E] correction bias as stored or set, or NULL; borrowed from the engine */
 };
 
 struct engine_info {
@@ -50,6 +51,22 @@ struct engine_info {
 struct engine *engine_open(const char *path, const struct engine_options *options, struct err *err);
 void engine_close(struct engine *engine);
 const struct engine_info *engine_info(const struct engine *engine);
+
+/* Gates to run instead of the model's own (a closed loop), one per router. */
+struct engine_gates {
+    const struct gate *gate;      /* [routers]; each must pass gate_check */
+    const float *const *bias;     /* [routers] [E] at the start, or NULL where the gate has none */
+    const struct bias_rule *rule; /* moves the bias after each balance batch; NULL: it stays */
+    double rate;
+    int64_t batch_tokens; /* of a balance batch, in the order of tokens at each router */
+};
+
+/* Sets the gates of all passes to come, beginning with an empty balance batch. Copies. On failure
+ * the engine must not run. */
+bool engine_regate(struct engine *engine, const struct engine_gates *gates, struct err *err);
+/* Moves the bias as if n more tokens had passed router r with these logits[n,E]: a capture that
+ * goes on. */
+bool engine_repeat(struct engine *engine, int r, int64_t n, const float *logits, struct err *err);
 
 /* The tokens of one pass: whole windows, each attending only within itself from position 0. */
 struct engine_pass {

@@ -11,6 +11,7 @@
 #include "engine/rope.h"
 #include "engine/spec.h"
 #include "engine/weights.h"
+#include "router/stream.h"
 
 struct forward {
     const struct model_spec *spec; /* borrows all */
@@ -30,7 +31,8 @@ struct forward {
 /* Where the routes of a layer go. */
 struct route_target {
     const struct engine_router *router;
-    int index; /* of the router */
+    struct route_stream *stream; /* routes, and moves its bias */
+    int index;                   /* of the router */
     const struct engine_sink *sink;
 };
 

@@ -251,7 +251,8 @@ struct engine *engine_open(const char *path, const struct engine_options *option
                      "*.safetensors",
                      path);
     ok = ok && checkpoint_open(path, &engine->tensors, err) && read_config(engine, path, err) &&
-         allocate(engine, err) && check_layers(engine, err) && check_unused(engine, err);
+         allocate(engine, err) && check_layers(engine, err) && check_unused(engine, err) &&
+         gates_native(engine, err);
     if (!ok) {
         engine_close(engine);
         return NULL;
@@ -267,6 +268,7 @@ void engine_close(struct engine *engine) {
         free(engine->layer_memory[i]);
     free(engine->shared_memory);
     tensors_close(&engine->tensors);
+    gates_free(engine);
     arena_free(&engine->arena);
     free(engine);
 }

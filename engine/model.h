@@ -6,6 +6,7 @@
 #define ENGINE_MODEL_H
 
 #include "engine/forward.h"
+#include "router/stream.h"
 
 struct engine {
     struct arena arena;     /* spec, names, routers, biases */
@@ -17,6 +18,8 @@ struct engine {
     struct engine_info info;
     struct engine_router *router; /* [routers]; in the arena */
     int *router_of;               /* [steps]: router of a step, -1 = none */
+    struct route_stream *stream;  /* [routers]: what routes */
+    struct arena gates;           /* of streams that were set */
     struct tensor *embedding;
     struct norm_weights norm;
     const float *head_bias; /* [vocab] or NULL */
@@ -33,6 +36,10 @@ struct engine {
 /* The packed weights of one step, valid until the next call. NULL with err set. */
 const struct layer_weights *model_layer(struct engine *engine, int step, struct err *err);
 struct loader model_loader(const struct engine *engine, struct err *err);
+
+/* Every router routes by its own gate (gates.c). gates_free takes back what engine_regate set. */
+bool gates_native(struct engine *engine, struct err *err);
+void gates_free(struct engine *engine);
 
 /* hidden[T,H] (before the final norm; overwritten) -> sink's nll and final_logits. */
 bool head_run(struct engine *engine, const struct engine_pass *pass, const struct engine_sink *sink,

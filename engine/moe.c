@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "engine/forward.h"
-#include "router/route.h"
+#include "router/stream.h"
 
 enum { ROUTE_BLOCK = 64, BLOCK_TOKENS = 4096 };
 
@@ -17,9 +17,9 @@ struct mixture {
     struct forward *f;
     const struct ffn_spec *spec;
     const struct ffn_weights *weights;
-    const struct gate *gate;
-    const float *bias;
+    struct route_stream *stream;
     int64_t tokens;
+    int64_t piece, piece_tokens; /* those that one bias routes */
     int k;
     const float *in;        /* [tokens,H] */
     float *out;             /* [tokens,H] */
@@ -61,15 +61,16 @@ static bool dense(struct forward *f, const struct glu_spec *glu, const struct gl
 
 static void route_block(void *context, int64_t job, int worker) {
     const struct mixture *x = context;
-    int64_t first = job * ROUTE_BLOCK, n = x->tokens - first, experts = x->spec->experts;
+    int64_t first = x->piece + job * ROUTE_BLOCK, experts = x->spec->experts;
+    int64_t n = x->piece + x->piece_tokens - first;
     if (n > ROUTE_BLOCK) n = ROUTE_BLOCK;
     float *logits = x->logits + first * experts;
     if (x->spec->softcap > 0)
         for (int64_t i = 0; i < n * experts; i++)
             logits[i] = x->spec->softcap * tanhf(logits[i] / x->spec->softcap);
     struct routes routes = {.expert = x->expert + first * x->k, .weight = x->weight + first * x->k};
-    int64_t bad = route_tokens(x->gate, (int)experts, n, logits, x->bias, &routes,
-                               x->scratch + (size_t)worker * x->scratch_bytes);
+    int64_t bad = route_stream_route(x->stream, n, logits, &routes,
+                                     x->scratch + (size_t)worker * x->scratch_bytes);
     x->bad[job] = bad < 0 ? -1 : bad + first * experts;
 }
 
@@ -82,14 +83,27 @@ static bool refuse_logit(const struct mixture *x, int layer, int64_t first, int6
                    (double)x->logits[bad]);
 }
 
+/* Piece by piece: the bias moves where a balance batch ends, whatever the blocks and passes are. */
+static bool route_pieces(struct mixture *x, const struct route_target *target, int64_t first) {
+    int64_t room;
+    for (x->piece = 0; x->piece < x->tokens; x->piece += x->piece_tokens) {
+        room = route_stream_room(x->stream);
+        x->piece_tokens = room < x->tokens - x->piece ? room : x->tokens - x->piece;
+        int64_t blocks = (x->piece_tokens + ROUTE_BLOCK - 1) / ROUTE_BLOCK;
+        pool_run(x->f->pool, blocks, route_block, x);
+        for (int64_t b = 0; b < blocks; b++)
+            if (x->bad[b] >= 0) return refuse_logit(x, target->router->layer, first, x->bad[b]);
+        route_stream_feed(x->stream, x->piece_tokens, x->logits + x->piece * x->spec->experts,
+                          x->expert + x->piece * x->k);
+    }
+    return true;
+}
+
 static bool route(struct mixture *x, const struct route_target *target, int64_t first) {
     struct forward *f = x->f;
-    int64_t blocks = (x->tokens + ROUTE_BLOCK - 1) / ROUTE_BLOCK;
     forward_linear(f, x->weights->router, x->weights->router_bias, x->in, f->spec->hidden,
                    x->tokens, x->logits, x->spec->experts);
-    pool_run(f->pool, blocks, route_block, x);
-    for (int64_t b = 0; b < blocks; b++)
-        if (x->bad[b] >= 0) return refuse_logit(x, target->router->layer, first, x->bad[b]);
+    if (!route_pieces(x, target, first)) return false;
     if (!target->sink || !target->sink->routes) return true;
     return target->sink->routes(target->sink->context, target->index, f->first + first, x->tokens,
                                 x->logits, x->expert, x->weight, f->err);
@@ -201,7 +215,7 @@ static bool allocate(struct mixture *x) {
     struct arena *arena = &x->f->scratch;
     size_t tokens = (size_t)x->tokens, choices = tokens * (size_t)x->k;
     size_t blocks = tokens / ROUTE_BLOCK + 1;
-    x->scratch_bytes = (route_scratch_bytes(x->spec->experts) + 63) & ~(size_t)63;
+    x->scratch_bytes = route_stream_scratch_bytes(x->stream);
     x->logits = forward_floats(x->f, x->tokens, x->spec->experts);
     x->expert = arena_alloc(arena, choices, sizeof *x->expert);
     x->weight = arena_alloc(arena, choices, sizeof *x->weight);
@@ -242,8 +256,7 @@ bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ff
         struct mixture x = {.f = f,
                             .spec = spec,
                             .weights = weights,
-                            .gate = &target->router->gate,
-                            .bias = target->router->bias,
+                            .stream = target->stream,
                             .tokens = tokens,
                             .k = target->router->gate.topk,
                             .in = from,

@@ -171,7 +171,9 @@ static void half_end(struct half *h) {
 
 static struct route_target target_of(const struct pass *p, int step) {
     int index = p->engine->router_of[step];
-    return (struct route_target){index < 0 ? NULL : &p->engine->router[index], index, p->sink};
+    if (index < 0) return (struct route_target){.index = index, .sink = p->sink};
+    return (struct route_target){&p->engine->router[index], &p->engine->stream[index], index,
+                                 p->sink};
 }
 
 /* The feed-forward half; parallel blocks give it the attention's normed input. */

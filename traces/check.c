@@ -115,7 +115,8 @@ static bool replay_layer(struct check *check, int r, struct law *law, struct err
     const struct trace_layer *layer = &check->trace->layers[r];
     if (!choices_open(&choices, check->trace, r, err)) return false;
     bool ok = true;
-    for (int64_t b = 0; ok && b < check->trace->block_count; b += check->stride) {
+    for (int64_t b = 0; ok && b < check->trace->block_count;
+         b += choices_move(&choices) ? 1 : check->stride) {
         const struct trace_chunk *chunk = &choices.chunk;
         ok = trace_cursor_seek(choices.cursor, check->trace->blocks[b].first, err) &&
              choices_next(&choices, err);

@@ -175,8 +175,9 @@ static int load_layer(struct score_table *table, sqlite3_stmt *row) {
 static int load_layers(struct score_table *table) {
     sqlite3_stmt *row = NULL;
     int code = prepare(table,
-                       "SELECT layer, experts, topk, holds, weights, gate, bias FROM main.layer "
-                       "ORDER BY router",
+                       "SELECT layer, experts, topk, holds, weights, CASE WHEN options GLOB "
+                       "'*closed-loop *batch-tokens=*' THEN NULL ELSE gate END, bias "
+                       "FROM main.layer, main.capture ORDER BY router",
                        &row);
     while (code == SQLITE_OK && (code = sqlite3_step(row)) == SQLITE_ROW)
         code = load_layer(table, row);
