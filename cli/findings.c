@@ -166,9 +166,14 @@ static bool say_domain(const struct subject *subjects, int count, struct finding
     struct loads loads;
     bool ok = loads_read(s, s->native, &loads, err);
     if (ok && loads.found && loads.domains > 1) {
-        str_puts(&f->text, "A mix hides imbalance: ");
-        struct interval interval;
-        ok = study_domain_contrast(s, &loads, &interval, &f->text, err);
+        struct interval interval = {0};
+        struct str contrast_text = {0};
+        ok = study_domain_contrast(s, &loads, &interval, &contrast_text, err);
+        str_printf(&f->text, "%s: %s",
+                   interval.low > 0 ? "A mix hides imbalance"
+                                    : "No domain is less even than the mix beyond doubt",
+                   str_text(&contrast_text));
+        str_free(&contrast_text);
         str_puts(&f->text, ", mean over layers.");
         f->measure = "MaxVio of the domain minus that of all text";
         f->estimate = interval.estimate;
