@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "router/bias.h"
 #include "router/gate.h"
+#include "sim/losses.h"
 
 static const struct table_column columns[] = {{"kind", "", TABLE_TEXT},
                                               {"name", "", TABLE_TEXT},
@@ -62,6 +63,10 @@ static int list_named(struct table *table, const char *name) {
     for (size_t i = 0; i < part_count; i++)
         if (wanted(name, parts[i].name))
             row(table, parts[i].kind, parts[i].name, parts[i].meaning, NULL);
+#define X(loss, formula, source)                                                                   \
+    if (wanted(name, #loss)) row(table, "loss", #loss, formula, source);
+    LOSSES(X)
+#undef X
     return (int)(table_rows(table) - before);
 }
 
