@@ -53,9 +53,16 @@ static bool wanted(const char *name, const char *found) {
     return name == NULL || strcmp(name, found) == 0;
 }
 
+static const char *preset_source(const char *name) {
+    for (const struct gate_preset *p = gate_presets; p->name; p++)
+        if (strcmp(p->name, name) == 0) return p->source;
+    return NULL;
+}
+
 /* All rows of that name, or all rows; returns how many. */
 static int list_named(struct table *table, const char *name) {
     int64_t before = table_rows(table);
+    bool preset = name && preset_source(name); /* explained step by step instead */
     for (const struct gate_preset *p = gate_presets; !name && p->name; p++)
         row(table, "preset", p->name, p->spec, p->source);
     for (const struct bias_rule *r = bias_rules; r->name; r++)
@@ -64,7 +71,7 @@ static int list_named(struct table *table, const char *name) {
         if (wanted(name, parts[i].name))
             row(table, parts[i].kind, parts[i].name, parts[i].meaning, NULL);
 #define X(loss, formula, source)                                                                   \
-    if (wanted(name, #loss)) row(table, "loss", #loss, formula, source);
+    if (wanted(name, #loss) && !preset) row(table, "loss", #loss, formula, source);
     LOSSES(X)
 #undef X
     return (int)(table_rows(table) - before);
@@ -74,12 +81,6 @@ static void explain_part(struct table *table, const char *kind, int index, bool 
     for (size_t i = 0; acts && i < part_count; i++)
         if (strcmp(parts[i].kind, kind) == 0 && index-- == 0)
             row(table, kind, parts[i].name, parts[i].meaning, NULL);
-}
-
-static const char *preset_source(const char *name) {
-    for (const struct gate_preset *p = gate_presets; p->name; p++)
-        if (strcmp(p->name, name) == 0) return p->source;
-    return NULL;
 }
 
 /* The canonical line, then every step that acts, in the order in which it acts. */
