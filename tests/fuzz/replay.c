@@ -1,4 +1,5 @@
-/* replay.c - runs a fuzz target over its stored corpus without libFuzzer, as part of `make check` */
+/* replay.c - runs a fuzz target over its stored corpus without libFuzzer, as part of `make check`
+ */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
