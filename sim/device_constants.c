@@ -3,7 +3,9 @@
  * Columns: gpu, framework, kernel, format; {tile rule, t0 us, B TB/s, C TFLOPS, c ps, d ps, e us};
  * the roofline baseline {t0 us, B TB/s, C TFLOPS}; the tokens-only baseline {t0 us, C TFLOPS};
  * median and 90th percentile error {decode, decode, prefill, prefill} as shares; where that error
- * was measured; rows of the fit. Kernel names are the collectors' labels. Source: devices.h. */
+ * was measured (the same for both phases of the wide-EP kernels context and generation, SGLang
+ * 0.5.10, whose rows are one hottest rank of DeepGEMM); rows of the fit. Kernel names are the
+ * collectors' labels. Source: devices.h. */
 #include "sim/devices.h"
 
 #define HELD_OUT ORIGIN_HELD_OUT
@@ -139,6 +141,18 @@ const struct device_constants device_constants[] = {
      {16, 128, 30.15, 0.686, 233.8, 5.219, 0.088, 0.0000, 1, 0}, {42.97, 0.6712, 133}, {924.9, 73.84}, {0.025, 0.066, 0.074, 0.251}, HELD_OUT, 1770},
     {"L40S", "trtllm", "moe_torch_flow_nongated", "fp8",
      {16, 16, 59.95, 0.711, 360.0, 6.138, 0.094, 0.0561, 1, 0}, {73.1, 0.6905, 217.2}, {1719, 157.2}, {0.016, 0.055, 0.041, 0.147}, HELD_OUT, 1232},
+    {"B200_SXM", "sglang", "context", "fp8_block",
+     {128, 128, 193.8, 8.16, 2100, 0, 0.07, 0.192, 1, 0}, {236, 5.254, 1763}, {296.8, 1796}, {0.0298, 0.136, 0.0298, 0.136}, OPEN, 378},
+    {"B200_SXM", "sglang", "generation", "fp8_block",
+     {16, 16, 22.5, 6.92, 2252, 0, 0, 1.048, 1, 0}, {21.81, 5.553, 1828}, {128.4, 6576}, {0.0349, 0.14, 0.0349, 0.14}, OPEN, 288},
+    {"GB200", "sglang", "context", "fp8_block",
+     {128, 128, 364.5, 8.77, 2462, 0.17, 0.066, 0, 1, 0}, {423.4, 6.159, 2004}, {489.9, 2029}, {0.0534, 0.188, 0.0534, 0.188}, OPEN, 378},
+    {"GB200", "sglang", "generation", "fp8_block",
+     {16, 16, 23.3, 6.75, 2094, 0, 0, 0.553, 1, 0}, {22.36, 5.828, 1846}, {112.5, 4906}, {0.0281, 0.11, 0.0281, 0.11}, OPEN, 288},
+    {"H100_SXM", "sglang", "context", "fp8_block",
+     {128, 128, 214, 2.94, 1176, 0, 0.101, 0, 1, 0}, {293.5, 2.419, 996.6}, {414.6, 1031}, {0.036, 0.139, 0.036, 0.139}, HELD_OUT, 371},
+    {"H100_SXM", "sglang", "generation", "fp8_block",
+     {16, 16, 22, 2.88, 1278, 0, 0, 0.551, 1, 0}, {22.94, 2.697, 1169}, {182, 2413}, {0.034, 0.127, 0.034, 0.127}, HELD_OUT, 288},
     {0}};
 
 /* Carried over to a GPU that no row was fitted on: the worse error of the two ways of scaling that

@@ -54,9 +54,10 @@ static const char *text_or(const struct csv *csv, int64_t row, int column, const
 
 /* Index of the row's kernel, made when it is new; -1 with err set. */
 static int kernel_of(struct timings *t, const struct columns *c, int64_t row, struct err *err) {
+    bool wide_ep = c->phase >= 0 && c->kernel < 0; /* the layout of the SGLang wide-EP tables */
     struct timing_kernel key = {
         .gpu = csv_text(t->csv, row, c->gpu),
-        .framework = text_or(t->csv, row, c->framework, "unknown"),
+        .framework = text_or(t->csv, row, c->framework, wide_ep ? "sglang" : "unknown"),
         .kernel = text_or(t->csv, row, c->kernel, text_or(t->csv, row, c->phase, "unknown")),
         .quant = csv_text(t->csv, row, c->quant)};
     for (int back = 1; back <= t->kernel_count; back++) {
