@@ -54,8 +54,9 @@ def main(folder, figures):
     out = f"""# {name}
 
 A Mixture-of-Experts language model small enough to lie in a repository, trained for Steelyard's
-demonstrations and tests. It is one of three which saw the same text in the same order and differ
-in the router: `v3-lossfree`, `softmax-aux`, `softmax-none`.
+demonstrations and tests. It is one of three which saw the same text in the same order:
+`softmax-aux` and `softmax-none` differ in the balancing alone, `v3-lossfree` is another architecture
+of the same size.
 
 | | |
 |---|---|
