@@ -44,10 +44,11 @@ struct engine_info {
     int64_t parameters;
     int routers;                        /* number of MoE layers */
     const struct engine_router *router; /* [routers], by rising layer */
-    const char *config_json;            /* the text of config.json, for the record */
+    const char *config_json; /* the text of config.json (GGUF: one made of the metadata) */
 };
 
-/* Opens a folder (config.json + *.safetensors). Returns owned; NULL with err set. */
+/* Opens a folder (config.json + *.safetensors) or a GGUF file (the first of a split). Returns
+ * owned; NULL with err set. */
 struct engine *engine_open(const char *path, const struct engine_options *options, struct err *err);
 void engine_close(struct engine *engine);
 const struct engine_info *engine_info(const struct engine *engine);

@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "engine/checkpoint.h"
 #include "engine/families.h"
+#include "engine/gguf_model.h"
 
 static const size_t CONFIG_MAX_BYTES = (size_t)16 << 20;
 
@@ -81,6 +82,21 @@ done:
     free(text);
     str_free(&path);
     return ok;
+}
+
+/* Opens the files and builds the spec, from a folder or from a GGUF file. */
+static bool read_model(struct engine *engine, const char *path, struct err *err) {
+    const struct gguf *head = NULL;
+    if (gguf_is(path))
+        return gguf_checkpoint_open(path, &engine->tensors, &head, err) &&
+               gguf_spec(head, &engine->tensors, &engine->arena, &engine->spec,
+                         &engine->info.config_json, err);
+    if (file_is_folder(path))
+        return checkpoint_open(path, &engine->tensors, err) && read_config(engine, path, err);
+    return err_set(err, ERR_FORMAT,
+                   "%s: found no folder, expected one with config.json and *.safetensors, or a "
+                   "GGUF file",
+                   path);
 }
 
 /* Loads a small vector that lives as long as the engine. */
@@ -172,6 +188,7 @@ static bool may_ignore(const struct engine *engine, const struct tensor *tensor)
         if (strstr(name, *i)) return true;
     if (ends(name, "rotary_emb.inv_freq") || begins(name, "mtp.") || begins(name, "model.mtp"))
         return true;
+    if (gguf_beyond(name, engine->spec.layers)) return true;
     if (begins(name, layers)) return atoll(name + strlen(layers)) >= engine->spec.layers;
     return engine->spec.tied && strcmp(name, "lm_head.weight") == 0;
 }
@@ -182,7 +199,7 @@ static bool check_unused(const struct engine *engine, struct err *err) {
         const struct tensor *tensor = &engine->tensors.items[i];
         if (tensor->used || may_ignore(engine, tensor)) continue;
         return err_set(err, ERR_UNSUPPORTED,
-                       "%s: %s: found a tensor that %s with this config.json does not use",
+                       "%s: %s: found a tensor that %s with this configuration does not use",
                        tensor->file, tensor->name, engine->spec.family);
     }
     return true;
@@ -245,14 +262,8 @@ struct engine *engine_open(const char *path, const struct engine_options *option
     engine->kernels = kernels_select(options->kernels, err);
     char *name = path_name(&engine->arena, path);
     bool ok = engine->kernels && (name || err_memory(err, "name of the model"));
-    if (ok && !file_is_folder(path))
-        ok = err_set(err, ERR_FORMAT,
-                     "%s: found no folder, expected one with config.json and "
-                     "*.safetensors",
-                     path);
-    ok = ok && checkpoint_open(path, &engine->tensors, err) && read_config(engine, path, err) &&
-         allocate(engine, err) && check_layers(engine, err) && check_unused(engine, err) &&
-         gates_native(engine, err);
+    ok = ok && read_model(engine, path, err) && allocate(engine, err) &&
+         check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err);
     if (!ok) {
         engine_close(engine);
         return NULL;

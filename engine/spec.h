@@ -103,10 +103,11 @@ struct attention_spec {
     struct weight_ref q, k, v, o;         /* MLA: q = q_proj or q_b_proj; k unused */
     struct weight_ref q_bias, k_bias, v_bias, o_bias;
     struct weight_ref q_a, q_a_bias, kv_a, kv_a_bias, kv_b; /* MLA */
-    struct weight_ref sinks;                                /* [heads] */
-    struct weight_ref gate;                                 /* output gate */
-    int conv_length; /* CONV: taps; q = in_proj [3H,H], o = out_proj */
-    float decay;     /* LINEAR: of the heads' slopes; q = qkv_proj, q_norm of the output */
+    struct weight_ref k_b, v_b; /* MLA: kv_b in two, a slab a head; kv_b is absent then */
+    struct weight_ref sinks;    /* [heads] */
+    struct weight_ref gate;     /* output gate */
+    int conv_length;            /* CONV: taps; q = in_proj [3H,H], o = out_proj */
+    float decay; /* LINEAR: of the heads' slopes; q = qkv_proj, q_norm of the output */
     struct weight_ref conv, conv_bias; /* [H, taps], [H] */
 };
 

@@ -33,7 +33,7 @@ bool tensors_own(struct tensors *set, void *handle, void (*close)(void *), struc
 
 bool tensor_is_real(enum tensor_type type) {
     return type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_BF16 || type == TENSOR_F64 ||
-           type == TENSOR_F8_E4M3;
+           type == TENSOR_F8_E4M3 || type == TENSOR_BLOCKS;
 }
 
 bool tensors_add(struct tensors *set, const struct tensor *tensor, struct err *err) {
@@ -87,7 +87,7 @@ static float from_bits(uint32_t bits) {
     return value;
 }
 
-static float from_f16(uint16_t h) {
+float tensor_half(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
     if (exponent == 31) return from_bits(sign | 0x7f800000u | mantissa << 13);
     if (exponent) return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -121,11 +121,14 @@ void tensor_read(const struct tensor *tensor, int64_t first, int64_t count, floa
     case TENSOR_F16:
         for (int64_t i = 0; i < count; i++) {
             memcpy(&half, from + 2 * i, sizeof half);
-            out[i] = from_f16(half);
+            out[i] = tensor_half(half);
         }
         break;
     case TENSOR_F8_E4M3:
         for (int64_t i = 0; i < count; i++) out[i] = from_e4m3(from[i]);
+        break;
+    case TENSOR_BLOCKS:
+        quant_read(tensor->quant, tensor->data, first, count, out);
         break;
     case TENSOR_F64:
         for (int64_t i = 0; i < count; i++) {

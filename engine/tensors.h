@@ -11,6 +11,7 @@
 
 #include "base/arena.h"
 #include "base/err.h"
+#include "engine/quant.h"
 
 /* Element types that have a meaning as weights. X(enum, bytes per element) */
 #define TENSOR_TYPES(X)                                                                            \
@@ -20,7 +21,8 @@
     X(TENSOR_F64, 8)                                                                               \
     X(TENSOR_F8_E4M3, 1)                                                                           \
     X(TENSOR_U8, 1)                                                                                \
-    X(TENSOR_OTHER, 0) /* known to the file format, of no use here */
+    X(TENSOR_BLOCKS, 0) /* quantised: see `quant` */                                               \
+    X(TENSOR_OTHER, 0)  /* known to the file format, of no use here */
 
 #define X(e, bytes) e,
 enum tensor_type { TENSOR_TYPES(X) };
@@ -38,7 +40,8 @@ struct tensor {
     int64_t elements;          /* product of shape */
     const unsigned char *data; /* borrowed from the mapping */
     int64_t bytes;
-    bool used; /* some part of the model has asked for it */
+    const struct quant *quant; /* of TENSOR_BLOCKS; else NULL */
+    bool used;                 /* some part of the model has asked for it */
 };
 
 /* One mapped file and how to release it. */
@@ -72,9 +75,11 @@ struct tensor *tensors_find(const struct tensors *set, const char *name);
 /* Prints "[2, 3]" into text. */
 void tensor_shape_text(int rank, const int64_t *shape, char text[static TENSOR_SHAPE_TEXT]);
 /* Elements [first, first+count) decoded to f32. Types without a meaning as weights decode to NaN:
- * callers check tensor_is_real first. */
+ * callers check tensor_is_real first. Of quantised tensors first and count are whole blocks. */
 void tensor_read(const struct tensor *tensor, int64_t first, int64_t count, float *out);
-/* Has the type a value per element (F32, F16, BF16, F64, F8_E4M3)? */
+/* One binary16. */
+float tensor_half(uint16_t bits);
+/* Has the type a value per element (F32, F16, BF16, F64, F8_E4M3, quantised blocks)? */
 bool tensor_is_real(enum tensor_type type);
 /* Releases everything, the mappings included. A zeroed set may be closed. */
 void tensors_close(struct tensors *set);

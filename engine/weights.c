@@ -100,9 +100,10 @@ struct source {
 
 static bool bad_type(struct loader *loader, const struct tensor *tensor) {
     refuse(loader);
-    return err_set(loader->err, ERR_UNSUPPORTED,
-                   "%s: %s: found type %s, expected F32, F16, BF16, F64, F8_E4M3 or MXFP4",
-                   tensor->file, tensor->name, tensor->type_name);
+    return err_set(
+        loader->err, ERR_UNSUPPORTED,
+        "%s: %s: found type %s, expected F32, F16, BF16, F64, F8_E4M3, MXFP4 or GGUF blocks",
+        tensor->file, tensor->name, tensor->type_name);
 }
 
 /* MXFP4: blocks [slabs, rows, k/32, 16] of nibbles and scales [slabs, rows, k/32], always with the
@@ -301,8 +302,8 @@ static const void *as_stored(const struct weight_ref *ref, const struct source *
  * the packed form alone. */
 static void give_back(const struct weight_ref *ref, const struct source *source) {
     int64_t count = source->rows * source->k, size = source->tensor->bytes;
-    if (source->tensor->elements > 0) size = size / source->tensor->elements * count;
-    if (source->mx || ref->merged) return;
+    if (source->mx || ref->merged || source->tensor->elements < count || count < 1) return;
+    size /= source->tensor->elements / count;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t begin = (uintptr_t)(source->tensor->data + source->slab * size);
     uintptr_t end = (begin + (uintptr_t)size) / page * page;
@@ -407,6 +408,35 @@ static void load_ffn(struct loader *loader, const struct ffn_spec *ffn, struct f
     loader->expert = 0;
 }
 
+/* The rows of kv_b from their halves, head by head: k_b's rows, then v_b's. */
+static bool decode_latent(struct loader *loader, const struct weight_ref *k_b,
+                          const struct weight_ref *v_b, float *slab, float *out) {
+    int64_t step = (k_b->n + v_b->n) * k_b->k;
+    for (loader->expert = 0; loader->expert < k_b->slabs; loader->expert++) {
+        struct source k, v;
+        if (!find_source(loader, k_b, &k) || !find_source(loader, v_b, &v)) break;
+        if (!out) break; /* only checked */
+        decode(loader, k_b, &k, slab, out + loader->expert * step);
+        decode(loader, v_b, &v, slab, out + loader->expert * step + k_b->n * k_b->k);
+    }
+    loader->expert = 0;
+    return !loader->failed;
+}
+
+/* Latent attention whose kv_b the file holds in two tensors of a slab a head. */
+static void load_latent(struct loader *loader, const struct weight_ref *k_b,
+                        const struct weight_ref *v_b, struct packed **out) {
+    if (loader->failed || !k_b->name || !decode_latent(loader, k_b, v_b, NULL, NULL)) return;
+    int64_t n = k_b->slabs * (k_b->n + v_b->n), k = k_b->k;
+    loader->parameters += n * k;
+    void *memory = take(loader, packed_bytes(KERNEL_F32, n, k, loader->bf16));
+    if (!memory) return;
+    float *buffer = scratch(loader, (size_t)((n + k_b->n) * k));
+    if (!buffer || !decode_latent(loader, k_b, v_b, buffer + n * k, buffer)) return;
+    *out = packed_make2(loader->kernels, loader->pool, memory, KERNEL_F32, buffer, n, NULL, 0, k,
+                        loader->bf16);
+}
+
 static void load_attention(struct loader *loader, const struct attention_spec *spec,
                            struct attention_weights *out) {
     load_matrix(loader, &spec->q, false, &out->q);
@@ -416,6 +446,7 @@ static void load_attention(struct loader *loader, const struct attention_spec *s
     load_matrix(loader, &spec->q_a, false, &out->q_a);
     load_matrix(loader, &spec->kv_a, false, &out->kv_a);
     load_matrix(loader, &spec->kv_b, false, &out->kv_b);
+    load_latent(loader, &spec->k_b, &spec->v_b, &out->kv_b);
     load_matrix(loader, &spec->gate, false, &out->gate);
     load_vector(loader, &spec->q_bias, &out->q_bias);
     load_vector(loader, &spec->k_bias, &out->k_bias);

@@ -151,7 +151,8 @@ bool golden_run(const char *folder, const struct golden_options *how, struct hea
                                      .kernels = how->kernels,
                                      .bf16 = how->bf16,
                                      .memory_bytes = how->memory_bytes};
-    struct engine *engine = pool ? engine_open(folder, &options, err) : NULL;
+    struct engine *engine =
+        pool ? engine_open(how->model ? how->model : folder, &options, err) : NULL;
     bool ok = engine && golden_ids(folder, &ids, &start, &windows, err);
     if (ok) hear_begin(heard, engine_info(engine), start[windows], windows);
     if (ok && !how->split) ok = run_windows(engine, ids, start, 0, windows, heard, err);
@@ -230,7 +231,10 @@ bool golden_parity(const char *folder, const struct golden_options *how, struct 
     struct heard heard;
     struct str path = {0};
     memset(parity, 0, sizeof *parity);
-    file_join(&path, folder, "expected.safetensors");
+    if (how->expected)
+        str_puts(&path, how->expected);
+    else
+        file_join(&path, folder, "expected.safetensors");
     struct safetensors *file = safetensors_open(str_text(&path), err);
     str_free(&path);
     if (!file) return false;

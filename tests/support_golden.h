@@ -41,6 +41,8 @@ struct golden_options {
     const char *kernels; /* level, NULL = best */
     bool bf16;
     int64_t memory_bytes; /* bound; 0 = none */
+    const char *model;    /* path of the checkpoint; NULL: the folder itself */
+    const char *expected; /* path of the reference; NULL: expected.safetensors in the folder */
     bool split;           /* one pass per window instead of one for all */
 };
 /* Opens folder and runs its ids. */
