@@ -54,9 +54,9 @@ $(O)/steelyard: $(CLI) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(CLI) $(LIB) $(LI
 $(LIB): $(OBJECTS) ; @echo "  AR  $@"; rm -f $@ && ar rcs $@ $(OBJECTS)
 
 # router_score for any SQLite shell: SQLite comes from the host, so nothing of traces/db.c is in it
-EXT     := traces/extension/steelyard.c traces/score_table.c
+EXT     := traces/extension/steelyard.c traces/score_table.c traces/score_plan.c
 EXT_O   := $(filter $(O)/router/%,$(OBJECTS)) $(O)/base/err.o $(O)/base/str.o
-$(B)/steelyard.so: $(EXT) traces/score_table.h $(EXT_O)
+$(B)/steelyard.so: $(EXT) $(wildcard traces/score_*.h traces/half.h) $(EXT_O)
 	@echo "  LD  $@"; $(CC) $(CFLAGS_) -DSTEELYARD_EXTENSION -shared -Wl,-Bsymbolic -Wl,-z,defs -o $@.new $(EXT) $(EXT_O) -lm && mv $@.new $@
 
 # every object also depends on the embedded texts' list and on the flags of this Makefile

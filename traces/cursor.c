@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "traces/half.h"
 #include "traces/internal.h"
 
 /* A moving handle on one blob column of `chunk`. */
@@ -33,41 +34,13 @@ struct trace_cursor {
 
 /* ---- decoding */
 
-static float from_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static void decode_bf16(const unsigned char *raw, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; i++) {
-        uint16_t half;
-        memcpy(&half, raw + 2 * i, 2);
-        out[i] = from_bits((uint32_t)half << 16);
-    }
-}
-
-/* IEEE 754 binary16; a subnormal m * 2^-24 is exact in f32. */
-static void decode_f16(const unsigned char *raw, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; i++) {
-        uint16_t half;
-        memcpy(&half, raw + 2 * i, 2);
-        uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31;
-        uint32_t mantissa = half & 1023;
-        if (exponent == 0)
-            out[i] = (sign ? -1.0f : 1.0f) * (float)mantissa * 0x1p-24f;
-        else if (exponent == 31)
-            out[i] = from_bits(sign | 0x7f800000u | mantissa << 13);
-        else
-            out[i] = from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    }
+static void decode_half(const unsigned char *raw, int64_t n, bool bf16, float *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = half_float(raw + 2 * i, bf16);
 }
 
 static void decode(enum trace_store store, const unsigned char *raw, int64_t n, float *out) {
-    if (store == TRACE_BF16)
-        decode_bf16(raw, n, out);
-    else if (store == TRACE_F16)
-        decode_f16(raw, n, out);
+    if (store != TRACE_F32)
+        decode_half(raw, n, store == TRACE_BF16, out);
     else if ((const unsigned char *)out != raw)
         memcpy(out, raw, (size_t)n * 4);
 }

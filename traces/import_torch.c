@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "traces/half.h"
 #include "traces/import_build.h"
 #include "traces/import_count.h"
 #include "traces/import_logits.h"
@@ -159,17 +160,10 @@ static void read_plane(const struct logits_layer *layer, int64_t first, int64_t 
     int64_t e = layer->experts;
     for (int64_t i = 0; i < n * e; i++) {
         const unsigned char *at = plane->data + (first * e + i) * plane->bytes;
-        uint32_t bits = (uint32_t)element(at, plane->bytes, 0);
-        if (plane->kind == 'b') bits <<= 16;
-        if (plane->kind == 'f' && plane->bytes == 2) {
-            uint32_t sign = bits << 16 & 0x80000000u, x = bits >> 10 & 31, m = bits & 1023;
-            float small = (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
-            if (x == 0)
-                memcpy(&bits, &small, 4);
-            else
-                bits = x == 31 ? sign | 0x7f800000u | m << 13 : sign | (x + 112) << 23 | m << 13;
-        }
-        memcpy(&out[i], &bits, 4);
+        if (plane->bytes == 2)
+            out[i] = half_float(at, plane->kind == 'b');
+        else
+            memcpy(&out[i], at, 4);
     }
 }
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "traces/half.h"
+
 /* Value of a key in the header's dictionary text; NULL when absent. */
 static const char *value_of(const char *header, const char *key) {
     const char *at = strstr(header, key);
@@ -87,20 +89,11 @@ void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out) {
     }
 }
 
-static float half(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, e = bits >> 10 & 31, m = bits & 1023;
-    uint32_t wide = e == 31 ? sign | 0x7f800000u | m << 13 : sign | (e + 112) << 23 | m << 13;
-    float x;
-    if (e == 0) return (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
-    memcpy(&x, &wide, 4);
-    return x;
-}
-
 void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out) {
     const unsigned char *at = array->data + first * array->item_bytes;
     if (array->item_bytes == 4) {
         memcpy(out, at, (size_t)n * 4);
         return;
     }
-    for (int64_t i = 0; i < n; i++) out[i] = half((uint16_t)(at[2 * i] | at[2 * i + 1] << 8));
+    for (int64_t i = 0; i < n; i++) out[i] = half_float(at + 2 * i, false);
 }

@@ -361,136 +361,119 @@ static void push_bool(struct reader *r, bool yes) {
     push(r, p);
 }
 
-/* One opcode; false at STOP or after an error. */
-static bool step(struct reader *r) {
-    const unsigned char *op = take(r, 1);
-    if (!op) return false;
-    switch (*op) {
-    case '.':
-        return false;
-    case 0x80:
-        take(r, 1);
-        break; /* PROTO */
-    case 0x95:
-        take(r, 8);
-        break; /* FRAME */
-    case '(':
-        set_mark(r);
-        break; /* MARK */
-    case '0':
-        pop(r);
-        break; /* POP */
+/* Numbers, texts, none. False when the opcode is another. */
+static bool step_value(struct reader *r, int op) {
+    switch (op) {
     case 'N':
-        push(r, value(r, PICKLE_NONE));
-        break;
+        return push(r, value(r, PICKLE_NONE)), true;
     case 0x88:
-        push_bool(r, true);
-        break;
+        return push_bool(r, true), true;
     case 0x89:
-        push_bool(r, false);
-        break;
+        return push_bool(r, false), true;
     case 'J':
-        push_int(r, (int32_t)number(r, 4));
-        break;
+        return push_int(r, (int32_t)number(r, 4)), true;
     case 'K':
-        push_int(r, (int64_t)number(r, 1));
-        break;
+        return push_int(r, (int64_t)number(r, 1)), true;
     case 'M':
-        push_int(r, (int64_t)number(r, 2));
-        break;
+        return push_int(r, (int64_t)number(r, 2)), true;
     case 0x8a:
-        push_long(r, number(r, 1));
-        break;
+        return push_long(r, number(r, 1)), true;
     case 'G':
-        push_real(r);
-        break;
+        return push_real(r), true;
     case 'X':
     case 'T':
     case 'B':
-        push_bytes(r, number(r, 4));
-        break;
+        return push_bytes(r, number(r, 4)), true;
     case 0x8c:
     case 'U':
     case 'C':
-        push_bytes(r, number(r, 1));
-        break;
+        return push_bytes(r, number(r, 1)), true;
     case 0x8d:
     case 0x8e:
-        push_bytes(r, number(r, 8));
-        break;
+        return push_bytes(r, number(r, 8)), true;
+    default:
+        return false;
+    }
+}
+
+/* Lists, tuples, dicts and what goes into them. */
+static bool step_container(struct reader *r, int op) {
+    switch (op) {
     case ']':
     case ')':
     case 0x8f:
-        push(r, value(r, PICKLE_LIST));
-        break;
+        return push(r, value(r, PICKLE_LIST)), true;
     case '}':
-        push(r, value(r, PICKLE_DICT));
-        break;
+        return push(r, value(r, PICKLE_DICT)), true;
     case 't':
     case 'l':
-        collect(r, PICKLE_LIST, -1);
-        break;
+        return collect(r, PICKLE_LIST, -1), true;
     case 'd':
-        collect(r, PICKLE_DICT, -1);
-        break;
+        return collect(r, PICKLE_DICT, -1), true;
     case 0x85:
-        collect(r, PICKLE_LIST, 1);
-        break;
+        return collect(r, PICKLE_LIST, 1), true;
     case 0x86:
-        collect(r, PICKLE_LIST, 2);
-        break;
+        return collect(r, PICKLE_LIST, 2), true;
     case 0x87:
-        collect(r, PICKLE_LIST, 3);
-        break;
+        return collect(r, PICKLE_LIST, 3), true;
     case 'a':
-        set_one(r, PICKLE_LIST);
-        break;
+        return set_one(r, PICKLE_LIST), true;
     case 's':
-        set_one(r, PICKLE_DICT);
-        break;
+        return set_one(r, PICKLE_DICT), true;
     case 'e':
     case 0x90:
-        extend(r, PICKLE_LIST);
-        break;
+        return extend(r, PICKLE_LIST), true;
     case 'u':
-        extend(r, PICKLE_DICT);
-        break;
+        return extend(r, PICKLE_DICT), true;
+    default:
+        return false;
+    }
+}
+
+/* Stack, memo, names and objects. BUILD would set the state of an object that we do not make. */
+static bool step_machine(struct reader *r, int op) {
+    switch (op) {
+    case 0x80:
+        return take(r, 1), true; /* PROTO */
+    case 0x95:
+        return take(r, 8), true; /* FRAME */
+    case '(':
+        return set_mark(r), true;
+    case '0':
+    case 'b':
+        return pop(r), true;
     case 'q':
-        memo_put(r, number(r, 1));
-        break;
+        return memo_put(r, number(r, 1)), true;
     case 'r':
-        memo_put(r, number(r, 4));
-        break;
+        return memo_put(r, number(r, 4)), true;
     case 0x94:
-        memo_put(r, r->memo_next);
-        break;
+        return memo_put(r, r->memo_next), true;
     case 'h':
-        memo_get(r, number(r, 1));
-        break;
+        return memo_get(r, number(r, 1)), true;
     case 'j':
-        memo_get(r, number(r, 4));
-        break;
+        return memo_get(r, number(r, 4)), true;
     case 'c':
-        read_global(r);
-        break;
+        return read_global(r), true;
     case 0x93:
-        stack_global(r);
-        break;
+        return stack_global(r), true;
     case 'R':
     case 0x81:
-        reduce(r);
-        break;
-    case 'b':
-        pop(r);
-        break; /* BUILD: state of an object that we do not make */
+        return reduce(r), true;
     case 'Q':
-        persistent(r);
-        break;
-    default: {
-        char text[64];
+        return persistent(r), true;
+    default:
+        return false;
+    }
+}
+
+/* One opcode; false at STOP or after an error. */
+static bool step(struct reader *r) {
+    const unsigned char *op = take(r, 1);
+    char text[64];
+    if (!op || *op == '.') return false;
+    if (!step_value(r, *op) && !step_container(r, *op) && !step_machine(r, *op)) {
         snprintf(text, sizeof text, "found opcode 0x%02x, which is not read here", *op);
         refuse(r, text);
-    }
     }
     return !r->failed;
 }

@@ -10,12 +10,6 @@
  * 4 bytes a token; scores and choices are computed only when their columns are used. */
 #include "traces/score_table.h"
 
-#ifdef STEELYARD_EXTENSION
-#include <sqlite3ext.h>
-SQLITE_EXTENSION_INIT3
-#else
-#include <sqlite3.h>
-#endif
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,30 +19,9 @@ SQLITE_EXTENSION_INIT3
 #include "base/err.h"
 #include "router/gate.h"
 #include "router/route.h"
+#include "traces/half.h"
+#include "traces/score_plan.h"
 
-/* X(name, type, hidden): the columns in order */
-#define COLUMNS(X) X(layer, "INTEGER", "") MORE_COLUMNS(X)
-#define MORE_COLUMNS(X)                                                                            \
-    X(token, "INTEGER", "")                                                                        \
-    X(expert, "INTEGER", "")                                                                       \
-    X(logit, "REAL", "")                                                                           \
-    X(score, "REAL", "")                                                                           \
-    X(weight, "REAL", "")                                                                          \
-    X(rank, "INTEGER", "")                                                                         \
-    X(chosen, "INTEGER", "")                                                                       \
-    X(document, "INTEGER", " HIDDEN")                                                              \
-    X(domain, "TEXT", " HIDDEN")                                                                   \
-    X(position, "INTEGER", " HIDDEN")                                                              \
-    X(id, "INTEGER", " HIDDEN")                                                                    \
-    X(text, "TEXT", " HIDDEN")                                                                     \
-    X(nll, "REAL", " HIDDEN")
-enum column {
-#define X(name, type, hidden) COLUMN_##name,
-    COLUMNS(X)
-#undef X
-        COLUMN_COUNT
-};
-#define BIT(name)   (UINT64_C(1) << COLUMN_##name)
 #define NEED_SCORE  BIT(score)
 #define NEED_CHOICE (BIT(weight) | BIT(rank) | BIT(chosen))
 #define NEED_TOKEN  (BIT(document) | BIT(domain) | BIT(position) | BIT(id) | BIT(text) | BIT(nll))
@@ -293,90 +266,14 @@ static int table_connect(sqlite3 *db, void *unused, int argc, const char *const 
 
 /* ---- planning */
 
-/* Letter of a column and an operator that a plan can use; 0 = none. */
-static char column_letter(int column) {
-    switch (column) {
-    case COLUMN_layer:
-        return 'l';
-    case COLUMN_token:
-        return 't';
-    case COLUMN_position:
-        return 'p';
-    case COLUMN_expert:
-        return 'e';
-    case COLUMN_chosen:
-        return 'c';
-    default:
-        return 0;
-    }
-}
-
-static char operator_letter(int op) {
-    switch (op) {
-    case SQLITE_INDEX_CONSTRAINT_EQ:
-        return '=';
-    case SQLITE_INDEX_CONSTRAINT_GT:
-        return '>';
-    case SQLITE_INDEX_CONSTRAINT_GE:
-        return 'g';
-    case SQLITE_INDEX_CONSTRAINT_LT:
-        return '<';
-    case SQLITE_INDEX_CONSTRAINT_LE:
-        return 's';
-    default:
-        return 0;
-    }
-}
-
-static double narrow(const struct score_table *table, double rows, char column, char op) {
-    const struct layer *layer = table->layer_count ? &table->layers[0] : NULL;
-    double experts = layer ? layer->experts : 1, k = layer ? layer->topk : 1;
-    double tokens = table->block_count ? (double)table->block_count * 256 : 1e6;
-    if (column == 'l') return rows / (table->layer_count ? table->layer_count : 1);
-    if (column == 't') return op == '=' ? rows / tokens : rows / 4;
-    if (column == 'p') return op == '=' ? rows / 256 : rows / 4;
-    if (column == 'e') return rows / experts;
-    return rows * k / experts;
-}
-
-/* Rows come by layer, token, expert (or rank): may ORDER BY be left to that? */
-static bool order_is_ours(const sqlite3_index_info *info, bool one_layer) {
-    int want = one_layer ? COLUMN_token : COLUMN_layer;
-    for (int i = 0; i < info->nOrderBy; i++) {
-        int column = info->aOrderBy[i].iColumn;
-        if (one_layer && column == COLUMN_layer) continue;
-        if (column != want || info->aOrderBy[i].desc || want > COLUMN_token) return false;
-        want++;
-    }
-    return true;
-}
-
 static int table_best_index(sqlite3_vtab *base, sqlite3_index_info *info) {
     const struct score_table *table = (struct score_table *)base;
-    char plan[2 * 32 + 1];
-    int used = 0;
-    bool one_layer = false;
-    double rows = 1e6 * 64 * (table->layer_count ? table->layer_count : 1);
-    for (int i = 0; i < info->nConstraint && used < 32; i++) {
-        char column = column_letter(info->aConstraint[i].iColumn);
-        char op = operator_letter(info->aConstraint[i].op);
-        bool range = column == 't' || column == 'p';
-        if (!info->aConstraint[i].usable || !column || !op || (op != '=' && !range)) continue;
-        plan[2 * used] = column;
-        plan[2 * used + 1] = op;
-        info->aConstraintUsage[i].argvIndex = ++used;
-        one_layer = one_layer || column == 'l';
-        rows = narrow(table, rows, column, op);
-    }
-    plan[2 * used] = '\0';
-    info->idxStr = sqlite3_mprintf("%s", plan);
-    if (!info->idxStr) return SQLITE_NOMEM;
-    info->needToFreeIdxStr = 1;
-    info->idxNum = (int)(info->colUsed & (BIT(nll) * 2 - 1));
-    info->estimatedCost = rows < 1 ? 1 : rows;
-    info->estimatedRows = rows < 1 ? 1 : (sqlite3_int64)rows;
-    info->orderByConsumed = info->nOrderBy && order_is_ours(info, one_layer);
-    return SQLITE_OK;
+    const struct layer *layer = table->layer_count ? &table->layers[0] : NULL;
+    const struct score_sizes sizes = {.layers = table->layer_count,
+                                      .tokens = (double)table->block_count * 256,
+                                      .experts = layer ? layer->experts : 1,
+                                      .topk = layer ? layer->topk : 1};
+    return score_plan(&sizes, info);
 }
 
 /* ---- a piece of tokens at a layer */
@@ -443,21 +340,9 @@ static int at_chunk(struct score_cursor *cursor, const char *column, size_t row_
 }
 
 static float decode_one(enum element element, const unsigned char *at) {
-    uint32_t bits;
-    uint16_t half;
     float x;
-    if (element == ELEMENT_F32) {
-        memcpy(&x, at, 4);
-        return x;
-    }
-    memcpy(&half, at, 2);
-    bits = (uint32_t)half << 16;
-    if (element == ELEMENT_F16) {
-        uint32_t sign = (uint32_t)(half & 0x8000) << 16, e = half >> 10 & 31, m = half & 1023;
-        if (e == 0) return (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
-        bits = e == 31 ? sign | 0x7f800000u | m << 13 : sign | (e + 112) << 23 | m << 13;
-    }
-    memcpy(&x, &bits, 4);
+    if (element != ELEMENT_F32) return half_float(at, element == ELEMENT_BF16);
+    memcpy(&x, at, 4);
     return x;
 }
 

@@ -5,9 +5,10 @@
  *
  *     router_score(layer, token, expert, logit, score, weight, rank, chosen)
  *
- * over the chunks of the main database; score = the native score function without bias; weight, rank
- * (from 0) and chosen = what the native gate does. Hidden columns of the token, by name only: document,
- * domain, position, id, text, nll. Layers of ids have rows for the chosen experts only. */
+ * over the chunks of the main database; score = the native score function without bias; weight,
+ * rank (from 0) and chosen = what the native gate does. Hidden columns of the token, by name only:
+ * document, domain, position, id, text, nll. Layers of ids have rows for the chosen experts only.
+ */
 #ifndef TRACES_SCORE_TABLE_H
 #define TRACES_SCORE_TABLE_H
 
