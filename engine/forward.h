@@ -22,9 +22,10 @@ struct forward {
     const bool *is_long;  /* [M] the window is longer than a longrope's threshold; or NULL */
     const int64_t *start; /* [windows+1]: first row of each window, then M */
     int windows;
-    int64_t tokens;       /* M */
-    int64_t first;        /* of the stretch, within the pass */
-    struct arena scratch; /* reset by model.c between halves of a layer */
+    int64_t tokens;         /* M */
+    int64_t first;          /* of the stretch, within the pass */
+    struct arena scratch;   /* reset by model.c between halves of a layer */
+    struct loader *experts; /* of the layer in hand, where routed experts are loaded in groups */
     struct err *err;
 };
 

@@ -16,14 +16,15 @@ struct head {
     const struct engine_pass *pass;
     const struct packed *weight; /* of the block in hand */
     const float *bias;
-    int64_t first, count;  /* its vocabulary rows */
-    float *hidden;         /* [T,H] normed */
-    float *logits;         /* [TOKEN_BLOCK, VOCAB_BLOCK] */
-    int64_t token;         /* first token of the rows in logits */
-    const int32_t *target; /* [T]: next token, -1 at the end of a window */
-    double *sum;           /* [T]: ln sum exp so far */
-    float *chosen;         /* [T]: logit of the target */
-    float *last;           /* [windows,V] or NULL */
+    int64_t first, count;      /* its vocabulary rows */
+    float *hidden;             /* [T,H] normed */
+    const struct spill *spill; /* behind hidden */
+    float *logits;             /* [TOKEN_BLOCK, VOCAB_BLOCK] */
+    int64_t token;             /* first token of the rows in logits */
+    const int32_t *target;     /* [T]: next token, -1 at the end of a window */
+    double *sum;               /* [T]: ln sum exp so far */
+    float *chosen;             /* [T]: logit of the target */
+    float *last;               /* [windows,V] or NULL */
 };
 
 /* ln(e^a + e^b) */
@@ -46,6 +47,12 @@ static void add_row(void *context, int64_t i) {
     if (target >= h->first && target < h->first + h->count) h->chosen[t] = row[target - h->first];
 }
 
+/* m rows from h->token are done with for now. */
+static void drop_rows(const struct head *h, int64_t m) {
+    size_t row = (size_t)h->engine->spec.hidden * sizeof *h->hidden;
+    spill_drop(h->spill, (size_t)h->token * row, (size_t)m * row);
+}
+
 /* All tokens' likelihoods for the block of vocabulary in hand. */
 static void block_nll(struct head *h) {
     int64_t hidden = h->engine->spec.hidden;
@@ -61,6 +68,7 @@ static void block_nll(struct head *h) {
                             .ldc = h->count};
         gemm_grouped(h->engine->kernels, h->engine->pool, &item, 1);
         forward_rows(h->engine->pool, m, add_row, h);
+        drop_rows(h, m);
     }
 }
 
@@ -147,16 +155,21 @@ static bool tell_last(struct head *h, const struct engine_sink *sink, struct err
     return true;
 }
 
-struct norm_context {
-    struct engine *engine;
-    float *hidden;
-};
+static void norm_row(void *context, int64_t i) {
+    const struct head *h = context;
+    const struct engine *engine = h->engine;
+    int64_t hidden = engine->spec.hidden;
+    float *x = h->hidden + (h->token + i) * hidden;
+    norm_apply(engine->kernels, &engine->spec.norm, &engine->norm, x, x, hidden);
+}
 
-static void norm_row(void *context, int64_t t) {
-    const struct norm_context *c = context;
-    int64_t hidden = c->engine->spec.hidden;
-    float *x = c->hidden + t * hidden;
-    norm_apply(c->engine->kernels, &c->engine->spec.norm, &c->engine->norm, x, x, hidden);
+static void norm_all(struct head *h) {
+    for (h->token = 0; h->token < h->pass->tokens; h->token += TOKEN_BLOCK) {
+        int64_t m = h->pass->tokens - h->token;
+        if (m > TOKEN_BLOCK) m = TOKEN_BLOCK;
+        forward_rows(h->engine->pool, m, norm_row, h);
+        drop_rows(h, m);
+    }
 }
 
 /* Targets: the next token of the same window. */
@@ -168,12 +181,11 @@ static int32_t *make_targets(const struct engine_pass *pass) {
 }
 
 bool head_run(struct engine *engine, const struct engine_pass *pass, const struct engine_sink *sink,
-              float *hidden, struct err *err) {
+              const struct spill *spill, struct err *err) {
     bool nll = sink && sink->nll, last = sink && sink->final_logits;
     size_t tokens = (size_t)pass->tokens;
     if (!nll && !last) return true;
-    struct norm_context norm = {engine, hidden};
-    struct head h = {.engine = engine, .pass = pass, .hidden = hidden};
+    struct head h = {.engine = engine, .pass = pass, .hidden = spill->data, .spill = spill};
     int64_t rows = pass->tokens < TOKEN_BLOCK ? pass->tokens : TOKEN_BLOCK;
     int32_t *target = make_targets(pass);
     h.target = target;
@@ -185,7 +197,7 @@ bool head_run(struct engine *engine, const struct engine_pass *pass, const struc
     bool ok = target && h.logits && h.sum && h.chosen && (!last || h.last);
     if (!ok) err_memory(err, "likelihoods of a pass");
     for (size_t t = 0; ok && t < tokens; t++) h.sum[t] = -INFINITY;
-    if (ok) forward_rows(engine->pool, pass->tokens, norm_row, &norm);
+    if (ok) norm_all(&h);
     ok = ok && run_blocks(&h, nll, err) && (!nll || tell_nll(&h, sink, err)) &&
          (!last || tell_last(&h, sink, err));
     free(target);

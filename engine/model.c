@@ -35,6 +35,7 @@ static bool pack_layer(struct engine *engine, int step, unsigned char *memory,
     struct loader loader = model_loader(engine, err);
     loader.memory = memory;
     loader.capacity_bytes = engine->layer_bytes[step];
+    loader.skip_experts = engine->grouped;
     bool ok = load_layer(&loader, &engine->spec.layer[step], out);
     loader_free(&loader);
     return ok;
@@ -205,13 +206,63 @@ static bool check_unused(const struct engine *engine, struct err *err) {
     return true;
 }
 
-/* Packed layers stay in memory when they fit well: in half of the machine, or of the bound. */
-static void decide_residence(struct engine *engine, int64_t memory_bytes) {
-    size_t total = 0;
+/* Layers without their routed experts, which are packed in groups within what is left. */
+static bool group_experts(struct engine *engine, size_t limit, struct err *err) {
+    struct loader loader = model_loader(engine, err);
+    struct layer_weights unused;
+    size_t most = 0;
+    loader.skip_experts = true;
+    engine->grouped = true;
+    engine->largest_bytes = 0;
+    for (int i = 0; i < engine->spec.steps; i++) {
+        const struct layer_spec *layer = &engine->spec.layer[i];
+        loader.used_bytes = 0;
+        if (!load_layer(&loader, layer, &unused)) return false;
+        engine->layer_bytes[i] = loader.used_bytes;
+        if (loader.used_bytes > engine->largest_bytes) engine->largest_bytes = loader.used_bytes;
+        const struct ffn_spec *ffn = layer->side.experts ? &layer->side : &layer->ffn;
+        size_t one = ffn->experts ? expert_bytes(&loader, ffn) : 0;
+        if (one > most) most = one;
+    }
+    if (engine->largest_bytes + most > limit)
+        return err_set(err, ERR_USAGE,
+                       "memory: found %zu bytes, expected at least %zu: twice the largest layer "
+                       "with one routed expert, packed",
+                       engine->memory_bytes, 2 * (engine->largest_bytes + most));
+    engine->group_bytes = limit - engine->largest_bytes;
+    return true;
+}
+
+/* Packed layers stay in memory when they fit well: in half of the machine, or of the bound. Else
+ * one layer at a time is; within a bound that holds no whole layer, experts come in groups. */
+static bool decide_residence(struct engine *engine, struct err *err) {
+    size_t total = 0, half = engine->memory_bytes / 2;
     size_t limit = (size_t)sysconf(_SC_PHYS_PAGES) / 2 * (size_t)sysconf(_SC_PAGESIZE);
-    if (memory_bytes > 0 && (size_t)memory_bytes / 2 < limit) limit = (size_t)memory_bytes / 2;
+    if (half > 0 && half < limit) limit = half;
     for (int i = 0; i < engine->spec.steps; i++) total += engine->layer_bytes[i];
     engine->resident = total <= limit;
+    if (half == 0 || engine->largest_bytes <= half) return true;
+    return group_experts(engine, half, err);
+}
+
+void model_read_ahead(struct engine *engine, int step) {
+    struct layer_weights unused;
+    struct err ignored;
+    struct loader loader = model_loader(engine, &ignored);
+    if (engine->resident || step >= engine->spec.steps) return;
+    loader.ahead_bytes = engine->memory_bytes ? engine->memory_bytes / 2 : engine->largest_bytes;
+    loader.skip_experts = engine->grouped;
+    load_layer(&loader, &engine->spec.layer[step], &unused);
+}
+
+bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err) {
+    *loader = model_loader(engine, err);
+    loader->layer = engine->spec.layer[step].number;
+    loader->sub = engine->spec.layer[step].sub;
+    loader->capacity_bytes = engine->group_bytes;
+    if (!engine->group_memory) engine->group_memory = aligned(engine->group_bytes, err);
+    loader->memory = engine->group_memory;
+    return loader->memory != NULL;
 }
 
 static bool allocate(struct engine *engine, struct err *err) {
@@ -259,16 +310,17 @@ struct engine *engine_open(const char *path, const struct engine_options *option
     arena_init(&engine->arena, "model");
     engine->pool = options->pool;
     engine->bf16 = options->bf16;
+    engine->memory_bytes = options->memory_bytes > 0 ? (size_t)options->memory_bytes : 0;
     engine->kernels = kernels_select(options->kernels, err);
     char *name = path_name(&engine->arena, path);
     bool ok = engine->kernels && (name || err_memory(err, "name of the model"));
     ok = ok && read_model(engine, path, err) && allocate(engine, err) &&
-         check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err);
+         check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err) &&
+         decide_residence(engine, err);
     if (!ok) {
         engine_close(engine);
         return NULL;
     }
-    decide_residence(engine, options->memory_bytes);
     describe(engine, name);
     return engine;
 }
@@ -278,6 +330,7 @@ void engine_close(struct engine *engine) {
     for (int i = 0; engine->layer_memory && i < engine->spec.steps; i++)
         free(engine->layer_memory[i]);
     free(engine->shared_memory);
+    free(engine->group_memory);
     tensors_close(&engine->tensors);
     gates_free(engine);
     arena_free(&engine->arena);

@@ -5,6 +5,7 @@
 #ifndef ENGINE_MODEL_H
 #define ENGINE_MODEL_H
 
+#include "base/spill.h"
 #include "engine/forward.h"
 #include "router/stream.h"
 
@@ -25,17 +26,26 @@ struct engine {
     const float *head_bias; /* [vocab] or NULL */
     /* packed weights: all layers stay when `resident`, else each is packed anew for a pass */
     bool resident;
+    bool grouped;                 /* routed experts are packed in groups, as they are needed */
+    size_t group_bytes;           /* of memory for a group */
+    size_t memory_bytes;          /* bound on the resident set; 0: none */
     size_t *layer_bytes;          /* [steps] */
     size_t largest_bytes;         /* of layer_bytes */
     unsigned char **layer_memory; /* [steps]; when resident */
     struct layer_weights *layers; /* [steps]; when resident */
     unsigned char *shared_memory; /* of the layer in hand, when not resident */
     struct layer_weights shared;  /* its weights */
+    unsigned char *group_memory;  /* of the experts in hand */
 };
 
 /* The packed weights of one step, valid until the next call. NULL with err set. */
 const struct layer_weights *model_layer(struct engine *engine, int step, struct err *err);
 struct loader model_loader(const struct engine *engine, struct err *err);
+
+/* Asks the system for the file pages of a step that comes next, when layers are not resident. */
+void model_read_ahead(struct engine *engine, int step);
+/* A loader of the routed experts of a step, with memory for a group of them (grouped). */
+bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err);
 
 /* Every router routes by its own gate (gates.c). gates_free takes back what engine_regate set. */
 bool gates_native(struct engine *engine, struct err *err);
@@ -43,6 +53,6 @@ void gates_free(struct engine *engine);
 
 /* hidden[T,H] (before the final norm; overwritten) -> sink's nll and final_logits. */
 bool head_run(struct engine *engine, const struct engine_pass *pass, const struct engine_sink *sink,
-              float *hidden, struct err *err);
+              const struct spill *hidden, struct err *err);
 
 #endif

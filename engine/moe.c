@@ -30,6 +30,8 @@ struct mixture {
     int32_t *row;           /* [slots]: token of a slot */
     float *slot_weight;     /* [slots] */
     int64_t *begin;         /* [experts+1]: first slot of each expert */
+    float *inner;           /* [slots,2I] */
+    struct gemm *items;     /* [experts] */
     float *product;         /* [slots,H] */
     float *scaled;          /* [slots,H]: inputs times weights (llama4) */
     float *shared;          /* [tokens,H] or NULL */
@@ -140,40 +142,80 @@ static void scale_slot(void *context, int64_t slot) {
         x->scaled[slot * hidden + i] = from[i] * x->slot_weight[slot];
 }
 
-static bool run_experts(struct mixture *x, int real) {
+/* Experts [first, last) on their slots: expert[] begins at `first`. */
+static bool run_group(struct mixture *x, const struct glu_weights *expert, int first, int last) {
     struct forward *f = x->f;
     const struct glu_spec *glu = &x->spec->expert;
-    int64_t hidden = f->spec->hidden, wide = 2 * glu->width, slots = x->begin[real];
-    float *inner = forward_floats(f, slots, wide);
-    struct gemm *items = arena_alloc(&f->scratch, (size_t)real, sizeof *items);
+    int64_t hidden = f->spec->hidden, wide = 2 * glu->width;
+    float *inner = x->inner + x->begin[first] * wide;
+    for (int e = first; e < last; e++)
+        x->items[e - first] =
+            (struct gemm){.weight = expert[e - first].in,
+                          .a = x->scaled ? x->scaled + x->begin[e] * hidden : x->in,
+                          .rows = x->scaled ? NULL : x->row + x->begin[e],
+                          .bias = expert[e - first].in_bias,
+                          .c = x->inner + x->begin[e] * wide,
+                          .m = x->begin[e + 1] - x->begin[e],
+                          .lda = hidden,
+                          .ldc = wide};
+    gemm_grouped(f->kernels, f->pool, x->items, last - first);
+    glu_activate(f, glu, inner, x->begin[last] - x->begin[first]);
+    for (int e = first; e < last; e++)
+        x->items[e - first] = (struct gemm){.weight = expert[e - first].down,
+                                            .a = x->inner + x->begin[e] * wide,
+                                            .bias = expert[e - first].down_bias,
+                                            .c = x->product + x->begin[e] * hidden,
+                                            .m = x->begin[e + 1] - x->begin[e],
+                                            .lda = wide,
+                                            .ldc = hidden};
+    gemm_grouped(f->kernels, f->pool, x->items, last - first);
+    return true;
+}
+
+/* Asks for the file pages of the next group, which are read while this one computes. */
+static void expect_experts(const struct mixture *x, int first, int real) {
+    struct loader ahead = *x->f->experts;
+    struct glu_weights unused;
+    ahead.memory = NULL;
+    ahead.ahead_bytes = ahead.capacity_bytes;
+    for (int e = first; e < real && ahead.used_bytes < 2 * ahead.capacity_bytes; e++)
+        if (x->begin[e] < x->begin[e + 1] && !load_expert(&ahead, x->spec, e, &unused)) return;
+}
+
+/* As many experts at a time as there is memory for; those without tokens are not read. */
+static bool run_groups(struct mixture *x, int real) {
+    struct loader *loader = x->f->experts;
+    size_t one = expert_bytes(loader, x->spec);
+    struct glu_weights *expert = arena_alloc(&x->f->scratch, (size_t)real, sizeof *expert);
+    if (!expert) return err_memory(x->f->err, "experts");
+    for (int first = 0, last; first < real; first = last) {
+        loader->used_bytes = 0;
+        for (last = first; last < real; last++) {
+            expert[last - first] = (struct glu_weights){0};
+            if (x->begin[last] == x->begin[last + 1]) break;
+            if (loader->used_bytes + one > loader->capacity_bytes) break;
+            if (!load_expert(loader, x->spec, last, &expert[last - first])) return false;
+        }
+        expect_experts(x, last, real);
+        if (last > first && !run_group(x, expert, first, last)) return false;
+        if (last == first) last++; /* no tokens */
+    }
+    return true;
+}
+
+static bool run_experts(struct mixture *x, int real) {
+    struct forward *f = x->f;
+    int64_t hidden = f->spec->hidden, slots = x->begin[real];
+    x->inner = forward_floats(f, slots, 2 * x->spec->expert.width);
+    x->items = arena_alloc(&f->scratch, (size_t)real, sizeof *x->items);
     x->product = forward_floats(f, slots, hidden);
-    if (!inner || !items || !x->product) return err_memory(f->err, "experts");
+    if (!x->inner || !x->items || !x->product) return err_memory(f->err, "experts");
     if (x->spec->scale_input) {
         x->scaled = forward_floats(f, slots, hidden);
         if (!x->scaled) return false;
         forward_rows(f->pool, slots, scale_slot, x);
     }
-    for (int e = 0; e < real; e++)
-        items[e] = (struct gemm){.weight = x->weights->expert[e].in,
-                                 .a = x->scaled ? x->scaled + x->begin[e] * hidden : x->in,
-                                 .rows = x->scaled ? NULL : x->row + x->begin[e],
-                                 .bias = x->weights->expert[e].in_bias,
-                                 .c = inner + x->begin[e] * wide,
-                                 .m = x->begin[e + 1] - x->begin[e],
-                                 .lda = hidden,
-                                 .ldc = wide};
-    gemm_grouped(f->kernels, f->pool, items, real);
-    glu_activate(f, glu, inner, slots);
-    for (int e = 0; e < real; e++)
-        items[e] = (struct gemm){.weight = x->weights->expert[e].down,
-                                 .a = inner + x->begin[e] * wide,
-                                 .bias = x->weights->expert[e].down_bias,
-                                 .c = x->product + x->begin[e] * hidden,
-                                 .m = x->begin[e + 1] - x->begin[e],
-                                 .lda = wide,
-                                 .ldc = hidden};
-    gemm_grouped(f->kernels, f->pool, items, real);
-    return true;
+    return x->weights->expert ? run_group(x, x->weights->expert, 0, real) : run_groups(x, real);
 }
 
 /* out <- combined_scale (routed_scale sum_s w_s y_s + shared), in order of selection. */

@@ -8,18 +8,21 @@
 
 #include "engine/model.h"
 
-enum { STRETCH_TOKENS = 4096 };
+/* Hidden states of more than 1/SPILL_SHARE of the bound on memory lie in a file. */
+enum { STRETCH_TOKENS = 4096, SPILL_SHARE = 8 };
 
 struct pass {
     struct engine *engine;
     const struct engine_pass *input;
     const struct engine_sink *sink;
     const struct progress *progress;
-    float *hidden;     /* [T,H] */
-    float *stash;      /* [T,H]: output of a side mixture that joins later, or NULL */
-    int32_t *position; /* [T] */
-    bool *is_long;     /* [T] or NULL */
-    int64_t *start;    /* [windows+1] of the stretch in hand */
+    float *hidden; /* [T,H] */
+    float *stash;  /* [T,H]: output of a side mixture that joins later, or NULL */
+    struct spill hidden_spill, stash_spill; /* behind them */
+    int32_t *position;                      /* [T] */
+    bool *is_long;                          /* [T] or NULL */
+    int64_t *start;                         /* [windows+1] of the stretch in hand */
+    int64_t embedded;                       /* tokens */
     struct arena tables;
     struct rope_table *ropes;
     struct err *err;
@@ -100,6 +103,7 @@ static bool prepare_positions(struct pass *p) {
 static void embed_row(void *context, int64_t t) {
     const struct pass *p = context;
     int64_t hidden = p->engine->spec.hidden;
+    t += p->embedded;
     float *to = p->hidden + t * hidden;
     float factor = p->engine->spec.embedding_scale;
     weights_rows(p->engine->embedding, p->input->ids[t], 1, hidden, to);
@@ -221,6 +225,13 @@ static void cut_stretch(const struct pass *p, struct forward *f, int64_t *next) 
     *next = w;
 }
 
+/* Rows of the residual stream that are done with for now. */
+static void drop_rows(const struct pass *p, int64_t first, int64_t tokens) {
+    size_t row = (size_t)p->engine->spec.hidden * sizeof *p->hidden;
+    spill_drop(&p->hidden_spill, (size_t)first * row, (size_t)tokens * row);
+    if (p->stash) spill_drop(&p->stash_spill, (size_t)first * row, (size_t)tokens * row);
+}
+
 static bool run_layers(struct pass *p) {
     struct engine *engine = p->engine;
     struct forward f = {.spec = &engine->spec,
@@ -231,17 +242,22 @@ static bool run_layers(struct pass *p) {
                         .err = p->err};
     int64_t all = p->input->tokens * engine->spec.steps;
     bool ok = true;
+    struct loader experts = {0};
+    if (engine->grouped) f.experts = &experts;
     arena_init(&f.scratch, "step");
     for (int step = 0; step < engine->spec.steps && ok; step++) {
         const struct layer_weights *w = model_layer(engine, step, p->err);
-        ok = w != NULL;
+        ok = w != NULL && (!engine->grouped || model_experts(engine, step, &experts, p->err));
+        model_read_ahead(engine, step + 1);
         for (int64_t next = 0; next < p->input->windows && ok;) {
             cut_stretch(p, &f, &next);
             ok = stretch(p, &f, step, w);
+            drop_rows(p, f.first, f.tokens);
             int64_t done = step * p->input->tokens + f.first + f.tokens;
             if (ok && !progress_report(p->progress, "layers", done, all, "token-layers"))
                 ok = err_set(p->err, ERR_CANCELLED, "stopped in layer %d", step);
         }
+        loader_free(&experts);
     }
     arena_free(&f.scratch);
     return ok;
@@ -254,10 +270,24 @@ static bool allocate_hidden(struct pass *p) {
     if (count / (size_t)spec->hidden != (size_t)p->input->tokens || count > SIZE_MAX / 8)
         return err_memory(p->err, "hidden states of a pass");
     for (int i = 0; i < spec->steps; i++) side |= spec->layer[i].side.experts > 0;
-    p->hidden = malloc(count * sizeof *p->hidden);
-    p->stash = side ? malloc(count * sizeof *p->stash) : NULL;
-    if (!p->hidden || (side && !p->stash)) return err_memory(p->err, "hidden states of a pass");
+    size_t bytes = count * sizeof *p->hidden, bound = p->engine->memory_bytes;
+    bool in_file = bound && bytes * (side ? 2 : 1) > bound / SPILL_SHARE;
+    if (!spill_open(&p->hidden_spill, bytes, in_file, p->err) ||
+        (side && !spill_open(&p->stash_spill, bytes, in_file, p->err)))
+        return err_context(p->err, "hidden states of a pass");
+    p->hidden = p->hidden_spill.data;
+    p->stash = p->stash_spill.data;
     return true;
+}
+
+static void embed(struct pass *p) {
+    for (int64_t n; p->embedded < p->input->tokens; p->embedded += n) {
+        n = p->input->tokens - p->embedded;
+        if (n > STRETCH_TOKENS) n = STRETCH_TOKENS;
+        forward_rows(p->engine->pool, n, embed_row, p);
+        drop_rows(p, p->embedded, n);
+        if (p->engine->memory_bytes) weights_drop(p->engine->embedding);
+    }
 }
 
 bool engine_run(struct engine *engine, const struct engine_pass *input,
@@ -268,11 +298,11 @@ bool engine_run(struct engine *engine, const struct engine_pass *input,
     bool ok = check_windows(engine, input, err) && check_ids(engine, input, err) &&
               allocate_hidden(&p) && prepare_positions(&p);
     if (ok) {
-        forward_rows(engine->pool, input->tokens, embed_row, &p);
-        ok = run_layers(&p) && head_run(engine, input, sink, p.hidden, err);
+        embed(&p);
+        ok = run_layers(&p) && head_run(engine, input, sink, &p.hidden_spill, err);
     }
-    free(p.hidden);
-    free(p.stash);
+    spill_close(&p.hidden_spill);
+    spill_close(&p.stash_spill);
     free(p.position);
     free(p.is_long);
     free(p.start);

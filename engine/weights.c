@@ -298,17 +298,31 @@ static const void *as_stored(const struct weight_ref *ref, const struct source *
     return source->tensor->data + (source->slab * source->rows + ref->row0) * source->k * size;
 }
 
+/* The whole pages of a slab of a tensor, and what the system is told about them. */
+static void advise(const struct tensor *tensor, int64_t slabs, int64_t slab, int advice) {
+    int64_t size = tensor->bytes / (slabs ? slabs : 1);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)(tensor->data + slab * size);
+    uintptr_t end = (begin + (uintptr_t)size) / page * page;
+    begin = advice == MADV_DONTNEED ? (begin + page - 1) / page * page : begin / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, advice);
+}
+
+void weights_drop(const struct tensor *tensor) { advise(tensor, 1, 0, MADV_DONTNEED); }
+
 /* Tells the system that the pages of a packed matrix are not needed soon: the resident set holds
  * the packed form alone. */
 static void give_back(const struct weight_ref *ref, const struct source *source) {
-    int64_t count = source->rows * source->k, size = source->tensor->bytes;
-    if (source->mx || ref->merged || source->tensor->elements < count || count < 1) return;
-    size /= source->tensor->elements / count;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)(source->tensor->data + source->slab * size);
-    uintptr_t end = (begin + (uintptr_t)size) / page * page;
-    begin = (begin + page - 1) / page * page;
-    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+    advise(source->tensor, ref->slabs, source->slab, MADV_DONTNEED);
+}
+
+/* Asks for the pages of a matrix that is soon packed, as long as there is room for them. */
+static void read_ahead(struct loader *loader, const struct weight_ref *ref,
+                       const struct source *source) {
+    size_t size = (size_t)(source->tensor->bytes / (ref->slabs ? ref->slabs : 1));
+    if (loader->memory || size > loader->ahead_bytes) return;
+    loader->ahead_bytes -= size;
+    advise(source->tensor, ref->slabs, source->slab, MADV_WILLNEED);
 }
 
 /* Packs one matrix, or two of one k as one (second NULL or absent: none). */
@@ -320,6 +334,8 @@ static void load_rows(struct loader *loader, const struct weight_ref *first,
     if (!find_source(loader, first, &one) || (pair && !find_source(loader, second, &two))) return;
     int64_t n2 = pair ? second->n : 0, k = first->k;
     loader->parameters += (first->n + n2) * k;
+    read_ahead(loader, first, &one);
+    if (pair) read_ahead(loader, second, &two);
     const void *a = as_stored(first, &one, &type), *b = pair ? as_stored(second, &two, &other) : a;
     bool direct = a && b && (!pair || type == other);
     if (!direct) type = KERNEL_F32;
@@ -396,6 +412,7 @@ static void load_ffn(struct loader *loader, const struct ffn_spec *ffn, struct f
     load_vector(loader, &ffn->router_bias, &out->router_bias);
     load_glu(loader, &ffn->shared, &out->shared);
     load_matrix(loader, &ffn->shared_gate, true, &out->shared_gate);
+    if (loader->skip_experts) return;
     out->expert = take(loader, (size_t)experts * sizeof *out->expert);
     for (loader->expert = 0; loader->expert < experts && !loader->failed; loader->expert++) {
         struct glu_weights unused = {0}, *expert = &unused;
@@ -435,6 +452,28 @@ static void load_latent(struct loader *loader, const struct weight_ref *k_b,
     if (!buffer || !decode_latent(loader, k_b, v_b, buffer + n * k, buffer)) return;
     *out = packed_make2(loader->kernels, loader->pool, memory, KERNEL_F32, buffer, n, NULL, 0, k,
                         loader->bf16);
+}
+
+size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn) {
+    struct glu_weights unused = {0};
+    unsigned char *memory = loader->memory;
+    size_t used = loader->used_bytes;
+    loader->memory = NULL;
+    loader->used_bytes = 0;
+    loader->expert = 0;
+    load_glu(loader, &ffn->expert, &unused);
+    size_t bytes = loader->used_bytes;
+    loader->memory = memory;
+    loader->used_bytes = used;
+    return bytes;
+}
+
+bool load_expert(struct loader *loader, const struct ffn_spec *ffn, int expert,
+                 struct glu_weights *out) {
+    *out = (struct glu_weights){0};
+    loader->expert = expert;
+    load_glu(loader, &ffn->expert, out);
+    return !loader->failed;
 }
 
 static void load_attention(struct loader *loader, const struct attention_spec *spec,

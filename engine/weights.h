@@ -24,7 +24,7 @@ struct norm_weights {
 
 struct ffn_weights {
     struct glu_weights dense, shared;
-    struct glu_weights *expert; /* [experts - identity_experts] */
+    struct glu_weights *expert; /* [experts - identity_experts]; NULL: loaded as they are needed */
     struct packed *router, *shared_gate;
     const float *router_bias;
 };
@@ -54,12 +54,19 @@ struct loader {
     int layer; /* the {l} and the slab or {e} of the reference in hand */
     int sub, expert;
     int64_t parameters; /* elements seen */
+    bool skip_experts;  /* leave routed experts to load_experts */
+    size_t ahead_bytes; /* without memory: ask the system to read this many bytes of matrices */
     bool failed;
     struct err *err;
 };
 
 /* Walks one layer. In loading mode everything points into loader->memory. */
 bool load_layer(struct loader *loader, const struct layer_spec *layer, struct layer_weights *out);
+/* Bytes that one routed expert takes. */
+size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn);
+/* One routed expert of the layer that loader->layer and loader->sub name. */
+bool load_expert(struct loader *loader, const struct ffn_spec *ffn, int expert,
+                 struct glu_weights *out);
 /* A matrix by its reference; absent name: NULL. exact: f32 packing whatever the compute type is. */
 void load_matrix(struct loader *loader, const struct weight_ref *ref, bool exact,
                  struct packed **out);
@@ -68,6 +75,8 @@ void load_vector(struct loader *loader, const struct weight_ref *ref, const floa
 void load_norm(struct loader *loader, const struct norm_spec *norm, struct norm_weights *out);
 /* Rows [first, first+count) of a plain matrix as f32: embeddings. */
 void weights_rows(const struct tensor *tensor, int64_t first, int64_t count, int64_t k, float *out);
+/* Pages of a tensor may leave memory: it is not needed soon. */
+void weights_drop(const struct tensor *tensor);
 /* Checks a reference and answers its tensor; NULL with failed set. */
 struct tensor *weights_tensor(struct loader *loader, const struct weight_ref *ref);
 void loader_free(struct loader *loader);

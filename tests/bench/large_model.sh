@@ -1,0 +1,97 @@
+#!/bin/sh
+# large_model.sh - captures a checkpoint larger than memory and measures the resident set
+#
+#   tests/bench/large_model.sh [LAYERS [MEMORY [TOKENS [COMPUTE]]]]      (default: 24 4G 2048 bf16)
+#
+# Makes a random OLMoE-shaped checkpoint (0.84 GB of bf16 a layer; 24 layers: 20.6 GB) in $TMPDIR (else
+# /var/tmp), captures TOKENS tokens with --memory MEMORY, and prints one CSV row: bytes of the weights,
+# peak resident set (VmHWM), seconds, weight bytes per second, and what dd reads of one shard with the
+# page cache dropped (root only). Every byte of the files is real and read; the values repeat every 64 MB.
+# The checkpoint is removed at the end.
+set -eu
+LC_ALL=C
+export LC_ALL
+layers=${1:-24} memory=${2:-4G} tokens=${3:-2048} compute=${4:-bf16}
+program=${STEELYARD:-build/steelyard}
+hidden=2048 width=1024 experts=64 vocab=50304
+here=$(mktemp -d "${TMPDIR:-/var/tmp}/steelyard-large-XXXXXX")
+trap 'rm -rf "$here"' EXIT
+trap 'exit 1' INT TERM
+model=$here/model
+mkdir "$model"
+
+cat >"$model/config.json" <<END
+{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": $hidden, "intermediate_size": $width,
+ "num_hidden_layers": $layers, "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": $experts,
+ "num_experts_per_tok": 8, "norm_topk_prob": false, "vocab_size": $vocab, "max_position_embeddings": 4096,
+ "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": false, "clip_qkv": null,
+ "tie_word_embeddings": false, "bos_token_id": null, "eos_token_id": 0, "torch_dtype": "bfloat16"}
+END
+
+# bf16 values of magnitude 2^-7 .. 2^-6: low byte random, high byte 0x3c or 0xbc
+head -c 524288 /dev/urandom | od -An -v -tu1 -w1 |
+    awk '{ printf "%c%c", $1, $1 % 2 ? 60 : 188 }' >"$here/block"
+for i in 1 2 3 4 5 6; do
+    cat "$here/block" "$here/block" >"$here/twice" && mv "$here/twice" "$here/block"
+done
+
+# shard NAME: the tensors on stdin ("name rows columns", columns 0 = vector), their header, their bytes
+shard() {
+    awk '{ n = $2 * ($3 ? $3 : 1) * 2
+           h = h sprintf("%s\"%s\": {\"dtype\": \"BF16\", \"shape\": [%s], \"data_offsets\": [%.0f, %.0f]}",
+                         (NR > 1 ? ", " : "{"), $1, ($3 ? $2 ", " $3 : $2), at, at + n)
+           at += n }
+         END { h = h "}"
+               while (length(h) % 8) h = h " "
+               for (n = length(h); i < 8; i++) { printf "%c", n % 256; n = int(n / 256) }
+               printf "%s", h
+               printf "%.0f\n", at >"/dev/stderr" }' >"$model/$1" 2>"$here/size"
+    size=$(cat "$here/size")
+    while :; do cat "$here/block" 2>/dev/null || break; done | head -c "$size" >>"$model/$1"
+    sed "s/\$/ $1/" "$here/names" >>"$here/map"
+}
+
+list() { tee "$here/list" | awk '{ print $1 }' >"$here/names"; }
+: >"$here/map"
+printf '%s\n' "model.embed_tokens.weight $vocab $hidden" "model.norm.weight $hidden 0" \
+    "lm_head.weight $vocab $hidden" | list
+shard model-top.safetensors <"$here/list"
+layer=0
+while [ "$layer" -lt "$layers" ]; do
+    awk -v p="model.layers.$layer." -v h=$hidden -v w=$width -v n=$experts 'BEGIN {
+        print p "input_layernorm.weight", h, 0; print p "post_attention_layernorm.weight", h, 0
+        print p "self_attn.q_norm.weight", h, 0; print p "self_attn.k_norm.weight", h, 0
+        split("q k v o", a); for (i = 1; i <= 4; i++) print p "self_attn." a[i] "_proj.weight", h, h
+        print p "mlp.gate.weight", n, h
+        for (e = 0; e < n; e++) {
+            q = p "mlp.experts." e "."
+            print q "gate_proj.weight", w, h; print q "up_proj.weight", w, h; print q "down_proj.weight", h, w } }' |
+        list
+    shard "model-layer-$layer.safetensors" <"$here/list"
+    layer=$((layer + 1))
+done
+awk 'BEGIN { printf "{\"weight_map\": {" } { printf("%s\"%s\": \"%s\"", (NR > 1 ? ", " : ""), $1, $2) } END { print "}}" }' \
+    "$here/map" >"$model/model.safetensors.index.json"
+awk -v n="$tokens" -v v=$vocab 'BEGIN { srand(1); for (i = 0; i < n; i++) printf "%d ", int(rand() * v); print "" }' |
+    sed 's/ $//' >"$here/ids.txt"
+
+sync
+sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || echo "page cache not dropped" >&2
+disk=$(dd if="$model/model-layer-0.safetensors" of=/dev/null bs=4M 2>&1 | awk -F, 'END { print $NF }')
+sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || true
+
+begun=$(date +%s)
+"$program" capture "$model" --ids "$here/ids.txt" --out "$here/run.db" --memory "$memory" --compute "$compute" \
+    --context 2048 --pass-tokens "$tokens" --csv >"$here/summary" 2>"$here/errors" &
+pid=$!
+peak=0
+while kill -0 "$pid" 2>/dev/null; do
+    now=$(awk '/^VmHWM/ { print $2 }' "/proc/$pid/status" 2>/dev/null || true)
+    [ -z "$now" ] || peak=$now
+    sleep 0.2
+done
+wait "$pid" || { cat "$here/errors" >&2; exit 1; }
+seconds=$(($(date +%s) - begun))
+bytes=$(cat "$model"/*.safetensors | wc -c)
+echo "weight_bytes,memory,tokens,compute,peak_rss_bytes,seconds,weight_bytes_per_s,dd_read"
+echo "$bytes,$memory,$tokens,$compute,$((peak * 1024)),$seconds,$((bytes / (seconds ? seconds : 1))),$disk"
