@@ -170,6 +170,7 @@ static void put_sizes(struct translation *t) {
         err_set(t->err, ERR_FORMAT, "%s: token_embd.weight: found no such tensor, expected one",
                 gguf_path(t->head));
     }
+    if (blocks > CONFIG_MAX_LAYERS) refuse(t, "block_count", "too many", "at most 4096");
     if (extra >= blocks) refuse(t, "nextn_predict_layers", "all blocks", "fewer than block_count");
     if (t->failed) return;
     if (!gguf_get_int(t->head, "tokenizer.ggml.bos_token_id", -1, INT32_MAX, -1, &bos, t->err))

@@ -152,7 +152,7 @@ static const struct change changes[] = {
     {"general.architecture", 12, BYTES("bromo"), "general.architecture|bromo|olmoe|deepseek2"},
     {"olmoe.block_count", 4, BYTES("\0\0\0\0"), "olmoe.block_count|found 0"},
     {"olmoe.block_count", 4, BYTES("\4\0\0\0"), "blk.3.|no such tensor"},
-    {"olmoe.block_count", 4, BYTES("\0\0\0\x20"), "num_hidden_layers"},
+    {"olmoe.block_count", 4, BYTES("\0\0\0\x20"), "olmoe.block_count|at most 4096"},
     {"olmoe.embedding_length", 4, BYTES("\x20\0\0\0"), "shape"},
     {"olmoe.embedding_length", 0, BYTES("\6"), "olmoe.embedding_length|an integer"},
     {"olmoe.expert_used_count", 4, BYTES("\x11\0\0\0"), "layer 0"},
