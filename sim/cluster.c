@@ -174,6 +174,13 @@ static bool check_keys(const struct json *object, const char *group, struct err 
     return true;
 }
 
+/* Names are plain, so that what was read is printed as it was. */
+static bool printable(const char *text) {
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || (unsigned char)*text > 0x7e) return false;
+    return true;
+}
+
 static bool read_texts(struct cluster *cluster, const struct json *doc, struct err *err) {
     for (int i = 0; i < TEXT_FIELDS; i++) {
         char *place = (char *)cluster + text_fields[i].offset;
@@ -182,6 +189,9 @@ static bool read_texts(struct cluster *cluster, const struct json *doc, struct e
         if (strlen(text) >= text_fields[i].bytes)
             return err_set(err, ERR_FORMAT, "%s: found %zu bytes, expected at most %zu",
                            text_fields[i].key, strlen(text), text_fields[i].bytes - 1);
+        if (!printable(text))
+            return err_set(err, ERR_FORMAT, "%s: found other bytes, expected printable ASCII",
+                           text_fields[i].key);
         if (text != place) strcpy(place, text);
     }
     return true;
