@@ -53,10 +53,30 @@ static bool add_folder(struct sha256 *sha, const char *folder, struct err *err) 
     return ok;
 }
 
+/* Parts 2..N of a split GGUF model, given its first (NAME-00001-of-0000N.gguf). */
+static bool add_parts(struct sha256 *sha, const char *path, struct err *err) {
+    static const char tail[] = "-00001-of-";
+    const char *at = strstr(file_name(path), tail);
+    struct str part = {0};
+    bool ok = true;
+    if (!at) return true;
+    const char *rest = at + strlen(tail);
+    long count = strtol(rest, NULL, 10);
+    for (long i = 2; ok && i <= count; i++) {
+        str_clear(&part);
+        str_append(&part, path, (size_t)(at - path));
+        str_printf(&part, "-%05ld-of-%s", i, rest);
+        ok = add_file(sha, str_text(&part), err);
+    }
+    str_free(&part);
+    return ok;
+}
+
 bool model_id(const char *path, char hex[static 65], struct err *err) {
     struct sha256 sha;
     sha256_init(&sha);
-    bool ok = file_is_folder(path) ? add_folder(&sha, path, err) : add_file(&sha, path, err);
+    bool ok = file_is_folder(path) ? add_folder(&sha, path, err)
+                                   : add_file(&sha, path, err) && add_parts(&sha, path, err);
     sha256_hex(&sha, hex);
     return ok;
 }
