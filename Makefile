@@ -84,7 +84,7 @@ $(O)/tests/%.o: CFLAGS_ += -Wno-missing-prototypes
 $(O)/tests/main.o: CFLAGS_ += -I$(O)/tests
 $(O)/tests/main.o: $(O)/tests/list.h
 $(O)/run-tests: $(TEST_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(TEST_O) $(LIB) $(LIBS) -lcmocka
-check: $(O)/run-tests $(O)/steelyard $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
+check: $(O)/run-tests $(O)/steelyard $(if $(SAN),,$(B)/steelyard.so) $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
 	$(Q)STEELYARD=$(O)/steelyard $(O)/run-tests $(T)
 corpora: $(FUZZERS:%=$(O)/replay-%) ## run every fuzz target over its stored corpus
 	$(Q)for f in $(FUZZERS); do $(O)/replay-$$f tests/fuzz/corpus/$$f || exit 1; done
