@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "cli/studies.h"
@@ -335,34 +336,62 @@ static bool put_body(const struct subject *subjects, int count, const struct tab
     return ok && put_reading(html, err);
 }
 
-static bool write_part(const char *folder, const char *name, const char *ending, const void *bytes,
+/* Files under construction: all are written before any gets its name, so that a full disk leaves
+ * neither half a report nor half of an older one. */
+struct writing {
+    const char *folder;
+    struct file_output *file; /* owned; room for every part */
+    int count;
+};
+
+static bool write_part(struct writing *w, const char *name, const char *ending, const void *bytes,
                        size_t length, struct err *err) {
     struct str file = {0}, path = {0};
     str_printf(&file, "%s%s", name, ending);
-    file_join(&path, folder, str_text(&file));
-    bool ok = file.failed || path.failed ? err_memory(err, "report")
-                                         : file_write(path.data, bytes, length, err);
+    file_join(&path, w->folder, str_text(&file));
+    struct file_output *output = &w->file[w->count];
+    bool ok =
+        file.failed || path.failed ? err_memory(err, "report") : file_begin(output, path.data, err);
+    if (ok) {
+        w->count++;
+        if (fwrite(bytes, 1, length, output->stream) != length || fflush(output->stream) != 0)
+            ok = err_errno(err, path.data, "cannot write");
+    }
     str_free(&file);
     str_free(&path);
     return ok;
 }
 
-static bool write_figure(const char *folder, const char *name, const struct drawn *d,
+static bool write_figure(struct writing *w, const char *name, const struct drawn *d,
                          struct err *err) {
     const char *template = plot_template(name);
-    return write_part(folder, name, ".svg", str_text(&d->svg), d->svg.len, err) &&
-           write_part(folder, name, ".tsv", str_text(&d->data), d->data.len, err) &&
-           write_part(folder, name, ".gp", template, strlen(template), err);
+    return write_part(w, name, ".svg", str_text(&d->svg), d->svg.len, err) &&
+           write_part(w, name, ".tsv", str_text(&d->data), d->data.len, err) &&
+           write_part(w, name, ".gp", template, strlen(template), err);
 }
 
-static bool write_all(const struct drawn *drawn, const struct str *page, const char *folder,
-                      struct err *err) {
-    bool ok = file_make_folder(folder, err) &&
-              write_part(folder, "style.gp", "", plot_style(), strlen(plot_style()), err);
+static bool write_parts(struct writing *w, const struct drawn *drawn, const struct str *page,
+                        struct err *err) {
+    bool ok = write_part(w, "style.gp", "", plot_style(), strlen(plot_style()), err);
     for (int i = 0; ok && studies[i].name; i++)
-        if (drawn[i].figure.lacks.len == 0)
-            ok = write_figure(folder, studies[i].name, &drawn[i], err);
-    return ok && write_part(folder, "report.html", "", str_text(page), page->len, err);
+        if (drawn[i].figure.lacks.len == 0) ok = write_figure(w, studies[i].name, &drawn[i], err);
+    ok = ok && write_part(w, "report.html", "", str_text(page), page->len, err);
+    for (int i = 0; ok && i < w->count; i++) ok = file_commit(&w->file[i], err);
+    return ok;
+}
+
+/* A folder that this run made goes again when nothing could be put into it. */
+static bool write_all(const struct drawn *drawn, int studied, const struct str *page,
+                      const char *folder, struct err *err) {
+    struct writing w = {.folder = folder};
+    bool made = !file_exists(folder);
+    w.file = calloc(3 * (size_t)studied + 2, sizeof *w.file);
+    bool ok = w.file || err_memory(err, "report");
+    ok = ok && file_make_folder(folder, err) && write_parts(&w, drawn, page, err);
+    for (int i = 0; i < w.count; i++) file_abandon(&w.file[i]);
+    if (!ok && made) rmdir(folder);
+    free(w.file);
+    return ok;
 }
 
 bool report_write(const struct subject *subjects, int count, const struct table *findings,
@@ -374,7 +403,8 @@ bool report_write(const struct subject *subjects, int count, const struct table 
     str_printf(&title, "Expert load of %s", trace_capture(subjects[0].trace)->model);
     bool ok = drawn ? draw_all(subjects, count, drawn, err) : err_memory(err, "report");
     ok = ok && put_body(subjects, count, findings, drawn, &body, err) &&
-         report_page(str_text(&title), &body, &page, err) && write_all(drawn, &page, folder, err);
+         report_page(str_text(&title), &body, &page, err) &&
+         write_all(drawn, n, &page, folder, err);
     for (int i = 0; drawn && i < n; i++) {
         figure_free(&drawn[i].figure);
         str_free(&drawn[i].svg);

@@ -9,7 +9,8 @@
 #include "cli/subject.h"
 
 /* Draws everything first, then writes into the folder (made when absent): report.html, and per
- * figure NAME.svg, NAME.tsv, NAME.gp, and style.gp. The page is written last. */
+ * figure NAME.svg, NAME.tsv, NAME.gp, and style.gp. The page is written last.
+ * A failure to write leaves the folder as it was. */
 bool report_write(const struct subject *subjects, int count, const struct table *findings,
                   const char *folder, struct err *err);
 

@@ -374,6 +374,24 @@ static void a_missing_or_failing_gnuplot_is_named_and_leaves_nothing(void **stat
     }
 }
 
+/* A limit on the size of files stands in for a full disk: only the page is larger. */
+static void a_report_that_cannot_be_written_leaves_no_folder(void **state) {
+    static const char out[] = FOLDER "/full";
+    char arguments[512];
+    (void)state;
+    need_gnuplot();
+    snprintf(arguments, sizeof arguments, "report %s --out %s", result_file, out);
+    fails("trap '' XFSZ; ulimit -f 200;", arguments, 1, "report.html: cannot write");
+    assert_false(file_exists(out));
+    succeeds(arguments);
+    /* one that was there stays as it was */
+    assert_int_equal(
+        test_run("cd " FOLDER " && echo older > full/style.gp && cp -r full older", NULL, NULL), 0);
+    strcat(arguments, " --force");
+    fails("trap '' XFSZ; ulimit -f 200;", arguments, 1, "report.html: cannot write");
+    assert_int_equal(test_run("diff -r " FOLDER "/full " FOLDER "/older", NULL, NULL), 0);
+}
+
 static void bad_arguments_get_one_clear_line(void **state) {
     (void)state;
     test_ok_(file_write(FOLDER "/text", "hello", 5, &(struct err){0}), &(struct err){0},
@@ -542,6 +560,7 @@ int test_report(void) {
         cmocka_unit_test(models_are_compared_when_several_databases_are_given),
         cmocka_unit_test(images_have_the_format_that_their_name_says),
         cmocka_unit_test(a_missing_or_failing_gnuplot_is_named_and_leaves_nothing),
+        cmocka_unit_test(a_report_that_cannot_be_written_leaves_no_folder),
         cmocka_unit_test(bad_arguments_get_one_clear_line),
         cmocka_unit_test(figures_are_listed_with_their_questions),
         cmocka_unit_test(data_files_cannot_be_broken_by_names),
