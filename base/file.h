@@ -30,6 +30,8 @@ char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t 
 
 bool file_exists(const char *path);
 bool file_is_folder(const char *path);
+/* Both exist and are one file: the same device and inode, whatever their names are. */
+bool file_same(const char *a, const char *b);
 /* mkdir -p. */
 bool file_make_folder(const char *path, struct err *err);
 /* "dir/name" into out. */

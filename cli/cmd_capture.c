@@ -100,7 +100,8 @@ static bool read_corpus(struct capture *c, int64_t context, struct err *err) {
                                           .special = request->special,
                                           .vocab = engine_info(c->engine)->vocab,
                                           .max_tokens = request->max_tokens,
-                                          .context_tokens = context};
+                                          .context_tokens = context,
+                                          .out = request->out};
     return corpus_read(&wanted, &c->corpus, err);
 }
 

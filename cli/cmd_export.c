@@ -35,7 +35,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         if (rest.count != 1 || !to || !out)
             ok = err_set(err, ERR_USAGE, "expected one database, --to FORMAT and --out FILE");
         else
-            ok = export_trace(rest.items[0], to, out, force, err);
+            ok = output_is_no_input(out, rest.items, 1, err) &&
+                 export_trace(rest.items[0], to, out, force, err);
     }
     text_list_free(&rest);
     return ok;

@@ -37,7 +37,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         if (rest.count < 1 || !job.out)
             ok = err_set(err, ERR_USAGE, "expected at least one file and --out RUN.db");
         else
-            ok = import_files(from, &job, err);
+            ok = output_is_no_input(job.out, rest.items, rest.count, err) &&
+                 import_files(from, &job, err);
     }
     text_list_free(&rest);
     return ok;

@@ -1,6 +1,8 @@
 /* cmd_plot.c - steelyard plot: one figure of a replay, as SVG, PNG or PDF */
 #include <stdio.h>
 
+#include <string.h>
+
 #include "base/file.h"
 #include "cli/commands.h"
 #include "cli/studies.h"
@@ -68,6 +70,10 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         ok = check(&rest, out, force, err) &&
              (force || !data || !file_exists(data) ||
               err_set(err, ERR_EXISTS, "%s: found a file, expected none or --force", data)) &&
+             output_is_no_input(out, rest.items, rest.count - 1, err) &&
+             output_is_no_input(data, rest.items, rest.count - 1, err) &&
+             (!data || strcmp(data, out) != 0 ||
+              err_set(err, ERR_USAGE, "%s: found as --out and --data, expected two files", out)) &&
              plot(&rest, out, data, err);
     text_list_free(&rest);
     return ok;

@@ -259,7 +259,9 @@ static bool run(const struct command *command, int argc, char **argv, struct err
     bool ok = options_parse(command, options, argc, argv, &rest, &done, err);
     if (ok && !done && rest.count != 1)
         ok = err_set(err, ERR_USAGE, "found %d files, expected one RUN.db", rest.count);
-    if (ok && !done) ok = read_lists(&c, err) && replay_trace(&c, rest.items[0], err);
+    if (ok && !done)
+        ok = output_is_no_input(c.out, rest.items, 1, err) && read_lists(&c, err) &&
+             replay_trace(&c, rest.items[0], err);
     text_list_free(&rest);
     release(&c);
     return ok;

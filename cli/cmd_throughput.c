@@ -484,7 +484,9 @@ static bool run(const struct command *command, int argc, char **argv, struct err
     bool ok = options_parse(command, options, argc, argv, &rest, &done, err);
     if (ok && !done && rest.count != 1)
         ok = err_set(err, ERR_USAGE, "found %d files, expected one RUN.db", rest.count);
-    if (ok && !done) ok = read_lists(&q, err) && run_file(&q, rest.items[0], err);
+    if (ok && !done)
+        ok = output_is_no_input(q.out, rest.items, 1, err) && read_lists(&q, err) &&
+             run_file(&q, rest.items[0], err);
     for (int i = 0; i < LISTS; i++) {
         text_list_free(&q.list[i]);
         free(q.storage[i]);

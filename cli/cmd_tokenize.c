@@ -85,6 +85,6 @@ const struct command command_tokenize = {
     "tokenize",
     "MODEL|tokenizer.json [FILE...]",
     "print the token ids of texts, one document a line",
-    "steelyard tokenize models/bias README.md",
+    "steelyard tokenize models/v3-lossfree README.md",
     run,
 };

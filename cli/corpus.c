@@ -270,6 +270,8 @@ bool corpus_read(const struct corpus_request *request, struct corpus *corpus, st
     *corpus = (struct corpus){0};
     arena_init(&corpus->arena, "corpus");
     bool ok = list_entries(request, corpus, &entries, err);
+    for (int i = 0; ok && i < entries.count; i++)
+        ok = output_is_no_input(request->out, &entries.items[i].path, 1, err);
     for (int i = 0; ok && i < entries.count && !full(request, corpus); i++)
         ok = entries.items[i].ids ? read_ids(request, corpus, &entries.items[i], err)
                                   : read_text(request, corpus, &entries.items[i], err);

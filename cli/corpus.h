@@ -20,6 +20,7 @@ struct corpus_request {
     int vocab;                         /* of the model: ids must be below */
     int64_t max_tokens;                /* in all, in the order given; 0 = no limit */
     int64_t context_tokens;            /* longest window */
+    const char *out;                   /* must not be one of the texts */
 };
 
 struct corpus {

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/str.h"
 #include "base/table.h"
 
@@ -125,6 +126,15 @@ bool options_parse(const struct command *command, const struct option *options, 
             return false;
         }
     }
+    return true;
+}
+
+bool output_is_no_input(const char *out, const char *const *inputs, int count, struct err *err) {
+    for (int i = 0; out && i < count; i++)
+        if (file_same(out, inputs[i]))
+            return err_set(err, ERR_USAGE,
+                           "%s: found the input %s as output, expected another file", out,
+                           inputs[i]);
     return true;
 }
 

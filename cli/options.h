@@ -63,6 +63,9 @@ struct output_choice {
         "csv", OPTION_FLAG, &(choice).csv, NULL, "print the result as CSV", 0, 0                   \
     }
 
+/* Refuses an output that is one of the inputs, which --force would destroy. */
+bool output_is_no_input(const char *out, const char *const *inputs, int count, struct err *err);
+
 struct table;
 /* Prints to stdout in the chosen form (text when neither is set). */
 bool output_table(const struct table *table, struct output_choice choice, struct err *err);

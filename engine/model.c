@@ -241,7 +241,7 @@ static bool decide_residence(struct engine *engine, struct err *err) {
     if (half > 0 && half < limit) limit = half;
     for (int i = 0; i < engine->spec.steps; i++) total += engine->layer_bytes[i];
     engine->resident = total <= limit;
-    if (half == 0 || engine->largest_bytes <= half) return true;
+    if (engine->memory_bytes == 0 || engine->largest_bytes <= half) return true;
     return group_experts(engine, half, err);
 }
 
@@ -315,8 +315,9 @@ struct engine *engine_open(const char *path, const struct engine_options *option
     char *name = path_name(&engine->arena, path);
     bool ok = engine->kernels && (name || err_memory(err, "name of the model"));
     ok = ok && read_model(engine, path, err) && allocate(engine, err) &&
-         check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err) &&
-         decide_residence(engine, err);
+         check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err);
+    if (!ok && engine->kernels && err->code == ERR_USAGE) err->code = ERR_FORMAT; /* of the file */
+    ok = ok && decide_residence(engine, err);
     if (!ok) {
         engine_close(engine);
         return NULL;

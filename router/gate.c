@@ -357,6 +357,9 @@ bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err
     if (experts % gate->groups != 0)
         return err_set(err, ERR_USAGE, "gate: groups: found %d, expected a divisor of %d experts",
                        gate->groups, experts);
+    if (gate->groups_kept < 1 || gate->groups_kept > gate->groups)
+        return err_set(err, ERR_USAGE, "gate: groups kept: found %d, expected 1 to %d",
+                       gate->groups_kept, gate->groups);
     int size = experts / gate->groups;
     if (gate->groups_kept * size < gate->topk)
         return err_set(

@@ -547,8 +547,65 @@ static void imports_refuse_flawed_tensors(void **state) {
     flawed(NULL, ST_F32, 4, 8, 1);
 }
 
+static void no_command_overwrites_its_own_input(void **state) {
+    (void)state;
+    const char *folder = test_folder("same-file");
+    struct str line = {0};
+    static const char *const commands[] = {
+        "capture tests/golden/olmoe --ids $D/ids.txt --out $D/ids.txt --force",
+        "replay $D/run.db --out $D/./run.db --force",
+        "export $D/run.db --to csv --out $D/run.db --force",
+        "import $D/run.st --from safetensors --out $D/run.st --force",
+        "plot $D/run.svg load_map --out $D/run.svg --force"};
+    str_printf(&line,
+               "D=%s; S=%s; cp tests/golden/olmoe/ids.txt $D/ && "
+               "$S capture tests/golden/olmoe --ids $D/ids.txt --out $D/run.db >/dev/null && "
+               "$S export $D/run.db --to safetensors --out $D/run.st && cp $D/run.db $D/run.svg && "
+               "cat $D/ids.txt $D/run.db $D/run.st $D/run.svg | sha256sum >$D/before",
+               folder, test_program());
+    assert_int_equal(test_run(str_text(&line), NULL, NULL), 0);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        char *errors;
+        str_clear(&line);
+        str_printf(&line, "D=%s; %s %s", folder, test_program(), commands[i]);
+        assert_int_equal(test_run(str_text(&line), NULL, &errors), 2);
+        assert_non_null(strstr(errors, "expected another file"));
+        free(errors);
+    }
+    str_clear(&line);
+    str_printf(&line, "cd %s && cat ids.txt run.db run.st run.svg | sha256sum | cmp - before",
+               folder);
+    assert_int_equal(test_run(str_text(&line), NULL, NULL), 0);
+    str_free(&line);
+}
+
+static void an_impossible_router_in_a_config_is_a_bad_file(void **state) {
+    (void)state;
+    static const char *const edits[][2] = {
+        {"s/\"num_experts_per_tok\": 8/\"num_experts_per_tok\": 99/", "at most the 32 experts"},
+        {"s/\"n_group\": 8/\"n_group\": 7/", "divisor"},
+        {"s/\"topk_group\": 4/\"topk_group\": 9/", "1 to 8"}};
+    for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
+        struct str line = {0};
+        char *errors;
+        const char *folder = test_folder("bad-router");
+        str_printf(&line,
+                   "D=%s; cp tests/golden/deepseek_v3/* $D/ && chmod u+w $D/* && "
+                   "sed -i '%s' $D/config.json && %s capture $D --ids $D/ids.txt --out $D/x.db",
+                   folder, edits[i][0], test_program());
+        assert_int_equal(test_run(str_text(&line), NULL, &errors), 1);
+        assert_non_null(strstr(errors, edits[i][1]));
+        assert_non_null(strstr(errors, "config.json"));
+        assert_null(strstr(errors, "usage:"));
+        free(errors);
+        str_free(&line);
+    }
+}
+
 int test_capture(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_command_overwrites_its_own_input),
+        cmocka_unit_test(an_impossible_router_in_a_config_is_a_bad_file),
         cmocka_unit_test_setup(a_capture_agrees_with_the_published_implementation, begin),
         cmocka_unit_test_setup(replaying_the_native_gate_gives_the_live_choices_bit_for_bit, begin),
         cmocka_unit_test_setup(threads_and_texts_of_any_count_give_the_same_content, begin),
