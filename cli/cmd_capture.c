@@ -349,7 +349,7 @@ static bool run(const struct command *command, int argc, char **argv, struct err
          0, 0},
         {"pass-tokens", OPTION_INT, &q.pass_tokens, "N", "tokens between commits; default 8192", 1,
          1e9},
-        {"threads", OPTION_INT, &q.threads, "N", "default: one per CPU", 1, 4096},
+        {"threads", OPTION_INT, &q.threads, "N", "0 = one per CPU (0)", 0, 4096},
         {"memory", OPTION_BYTES, &q.memory, "BYTES", "bound on resident memory (4G)", 0, 0},
         {"gate", OPTION_TEXT, &q.loop.gate, "SPEC",
          "closed loop: run under this gate (\"native,softmax\"), not the model's own", 0, 0},
