@@ -82,6 +82,9 @@ static struct norm_spec norm(struct build *build, const char *tail, int64_t n) {
     bool own = f->eps_key && config_has(&build->config, f->eps_key);
     spec.eps = (float)config_real(&build->config, own ? f->eps_key : "rms_norm_eps",
                                   f->eps > 0 ? f->eps : 1e-6);
+    if (spec.eps < 0)
+        config_refuse(&build->config, own ? f->eps_key : "rms_norm_eps", "a negative number",
+                      "0 or more");
     spec.weight = build_vector(build, tail, ".weight", n);
     if (f->layer_norm && !f->no_norm_bias) spec.bias = build_vector(build, tail, ".bias", n);
     return spec;

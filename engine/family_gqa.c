@@ -54,6 +54,8 @@ void fused_heads(struct build *build, struct attention_spec *a, const char *tail
 bool olmoe_layer(struct build *build, int layer, struct layer_spec *spec) {
     (void)layer;
     spec->attention.clip = (float)config_real(&build->config, "clip_qkv", 0);
+    if (spec->attention.clip < 0)
+        config_refuse(&build->config, "clip_qkv", "a negative number", "null or a positive number");
     return true;
 }
 
