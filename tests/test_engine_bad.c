@@ -85,6 +85,8 @@ static void a_bad_config_is_refused_with_key_found_and_expected(void **state) {
         {"olmoe", "\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"linear\"}", "factor"},
         {"olmoe", "\"rope_scaling\": null", "\"rope_scaling\": [1]", "a list"},
         {"olmoe", "\"rope_theta\": 10000.0", "\"rope_theta\": -1", "rope_theta"},
+        {"olmoe", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": -1", "rms_norm_eps|negative"},
+        {"olmoe", "\"clip_qkv\": null", "\"clip_qkv\": -1", "clip_qkv|negative"},
         {"olmoe", "{", "[", "config.json"},
         {"olmoe", "\"clip_qkv\": null", "\"quantization_config\": {\"quant_method\": \"awq\"}",
          "quant_method|awq|fp8"},
