@@ -161,14 +161,27 @@ static struct result *make_result(struct replay_command *c, const struct trace *
     return result;
 }
 
+/* A trace keeps the results of one replay: a reader of the former ones must be told. */
+static bool note_replaced(const struct replay_command *c, const struct trace *trace,
+                          struct str *notes, struct err *err) {
+    if (c->out) return true;
+    struct table *former = trace_query(trace, "replay_experiment", NULL, 0, err);
+    if (former && table_rows(former) > 0)
+        str_printf(notes, "replaces the results of an earlier replay in %s\n", trace_path(trace));
+    table_free(former);
+    return former != NULL;
+}
+
 /* Builds the variants, replays them and commits; the notes end on stderr. */
 static bool replay_into(struct replay_command *c, const struct trace *trace,
                         const struct source *source, struct err *err) {
     struct plan plan = {0};
     struct outcome outcome = {0};
+    struct str replaced = {0};
     struct progress_line line;
     progress_begin(&line, "replay");
-    bool ok = make_plan(c, source, &line.progress, &plan, err);
+    bool ok =
+        note_replaced(c, trace, &replaced, err) && make_plan(c, source, &line.progress, &plan, err);
     struct result *result = ok ? make_result(c, trace, &plan, source, err) : NULL;
     ok = result && outcome_begin(&outcome, result, &plan.set, source->documents, err);
     if (ok) {
@@ -178,9 +191,11 @@ static bool replay_into(struct replay_command *c, const struct trace *trace,
     progress_end(&line);
     ok = ok && outcome_commit(&outcome, err);
     if (ok) {
+        print_notes(str_text(&replaced));
         print_notes(str_text(&plan.set.notes));
         print_notes(str_text(&outcome.notes));
     }
+    str_free(&replaced);
     outcome_abandon(&outcome);
     plan_free(&plan);
     return ok;
