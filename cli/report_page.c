@@ -174,7 +174,8 @@ static bool put_empty_comparisons(const struct subject *subject, struct str *htm
     return ok;
 }
 
-/* The replay's warnings, one a line; those about equal loads have their own table. */
+/* The replay's warnings, one a line; those about equal loads, in older results, have their own
+ * table. */
 static void put_warnings(const char *lines, struct str *html) {
     static const char twins[] = "same load";
     while (*lines) {

@@ -144,5 +144,6 @@ bool auto_rates(struct variant_set *set, const struct source *source,
                    v->number, v->label, rate, value, s.replays);
         any = true;
     }
-    return !any || variant_set_derive(set, source, err);
+    if (any) variant_set_derive(set, source);
+    return true;
 }

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sim/notes.h"
+
 bool outcome_begin(struct outcome *outcome, struct result *result, struct variant_set *variants,
                    int64_t documents, struct err *err) {
     *outcome = (struct outcome){.result = result, .variants = variants, .documents = documents};
@@ -119,6 +121,7 @@ static bool write_variants(struct outcome *outcome, struct err *err) {
 bool outcome_commit(struct outcome *outcome, struct err *err) {
     struct result *result = outcome->result;
     withdraw_twins(outcome);
+    note_twins(outcome->variants, &outcome->notes);
     bool ok = write_variants(outcome, err);
     outcome->result = NULL;
     if (ok)

@@ -21,7 +21,7 @@ struct outcome {
     struct variant_set *variants;
     int64_t documents;
     int64_t *parted;  /* [variants] owned: tokens that break a claimed same_as, over layers */
-    struct str notes; /* lines about claims that had to be withdrawn */
+    struct str notes; /* after commit: claims of same_as withdrawn, then those that stood */
 };
 
 /* Starts a result (result_create says where). Borrows variants, whose same_as may be withdrawn. */

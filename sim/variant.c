@@ -356,7 +356,7 @@ static int find_twin(const struct variant_set *set, const struct source *source,
     return -1;
 }
 
-bool variant_set_derive(struct variant_set *set, const struct source *source, struct err *err) {
+void variant_set_derive(struct variant_set *set, const struct source *source) {
     for (int i = 1; i < set->count; i++) {
         struct variant *v = &set->variant[i];
         v->same_as = 0;
@@ -369,8 +369,6 @@ bool variant_set_derive(struct variant_set *set, const struct source *source, st
         v->same_as = set->variant[twin].number;
         v->same_why = same_why(&a, &b);
     }
-    note_twins(set, &set->notes);
-    return !set->notes.failed || err_memory(err, "notes");
 }
 
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer) {
@@ -404,7 +402,8 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
     note_biases(set, &set->notes);
     bool automatic = false; /* then rates are still to be found: auto_rate derives */
     for (int i = 0; i < set->count; i++) automatic |= set->variant[i].schedule.automatic;
-    ok = automatic || variant_set_derive(set, source, err);
+    if (!automatic) variant_set_derive(set, source);
+    ok = !set->notes.failed || err_memory(err, "notes");
 done:
     free((void *)p.rules);
     free(p.schedules);

@@ -73,7 +73,7 @@ struct variant_set {
     struct variant *variant;  /* [count] owned */
     struct variant_layer *at; /* [count, layers] owned */
     int count, layers;
-    struct str notes; /* lines for the user: foreign biases, dropped biases, empty comparisons */
+    struct str notes; /* lines for the user: foreign biases, dropped biases, rates found */
 };
 
 /* Builds, resolves and checks the product; derives same_as (variant_set_derive). Refuses with the
@@ -81,8 +81,8 @@ struct variant_set {
  * in any case. */
 bool variant_set_build(struct variant_set *set, const struct variant_lists *lists,
                        const struct source *source, struct err *err);
-/* Derives same_as (same_as.h) anew, with a note for each, once rates have changed. */
-bool variant_set_derive(struct variant_set *set, const struct source *source, struct err *err);
+/* Derives same_as (same_as.h) anew, once rates have changed. */
+void variant_set_derive(struct variant_set *set, const struct source *source);
 void variant_set_free(struct variant_set *set);
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer);
 

@@ -245,9 +245,11 @@ static void notes_say_what_is_no_finding(void **state) {
     assert_non_null(strstr(errors,
                            "note: same load: variants 2 (as 1): normalisation and scale act "
                            "after the choice"));
+    assert_null(strstr(errors, "note: replaces"));
     free(out);
     free(errors);
     assert_int_equal(replay("--score softmax", &out, &errors), 0);
+    assert_non_null(strstr(errors, "note: replaces the results of an earlier replay in "));
     assert_non_null(strstr(errors, "variants 1: run without the captured bias"));
     free(out);
     free(errors);
@@ -258,6 +260,21 @@ static void notes_say_what_is_no_finding(void **state) {
     struct table *table = query("run.db", "SELECT warnings FROM result_experiment");
     assert_non_null(strstr(table_cell(table, 0, 0), "not trained with"));
     table_free(table);
+}
+
+/* Logits of 40 and more all have the sigmoid 1 in f32. */
+static void a_claim_that_rounding_broke_is_not_made(void **state) {
+    char *out, *errors;
+    (void)state;
+    for (int i = 0; i < TOKENS * EXPERTS; i++) logits[0][i] += 40;
+    fresh(TRACE_SCORES);
+    for (int i = 0; i < TOKENS * EXPERTS; i++) logits[0][i] -= 40;
+    assert_int_equal(replay("--gate softmax,topk=4 --score softmax,sigmoid", &out, &errors), 0);
+    assert_non_null(strstr(errors, "same_as is not claimed"));
+    assert_null(strstr(errors, "same load"));
+    free(out);
+    free(errors);
+    assert_true(number("run.db", "SELECT count(same_as) FROM result_variant") == 0);
 }
 
 static void dynamics_are_rows_and_a_table(void **state) {
@@ -398,6 +415,7 @@ int test_replay_db(void) {
         cmocka_unit_test(sums_in_the_result_are_conserved),
         cmocka_unit_test(threads_give_equal_databases),
         cmocka_unit_test(notes_say_what_is_no_finding),
+        cmocka_unit_test(a_claim_that_rounding_broke_is_not_made),
         cmocka_unit_test(dynamics_are_rows_and_a_table),
         cmocka_unit_test(losses_and_optima_are_rows_and_tables),
         cmocka_unit_test(refusals_leave_the_file_as_it_was),
