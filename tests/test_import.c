@@ -611,8 +611,104 @@ static void esft_reproduces_the_published_summary(void **state) {
     }
 }
 
+/* ---- safetensors */
+
+enum { ST_TOKENS = 2, ST_EXPERTS = 4, ST_K = 2 };
+static const float st_logits[ST_TOKENS * ST_EXPERTS] = {3, 2, 1, 0, 0, 1, 2, 3};
+
+struct st_file {
+    bool logits;
+    int32_t ids[ST_TOKENS * ST_K], tokens[ST_TOKENS];
+    const float *weights;
+    int shift; /* of the data, in bytes */
+};
+
+/* One layer, number 5. A header with spaces behind its JSON moves the data. */
+static const char *write_st(const struct st_file *from) {
+    static const char name[] = "made.safetensors";
+    struct str header = {0}, data = {0}, file = {0};
+    struct err err = {0};
+    str_puts(&header, "{\"__metadata__\":{\"gate.5\":\"softmax,topk=2,norm=sum\"}");
+#define PART(name, dtype, shape, values, bytes)                                                    \
+    (str_printf(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}",     \
+                name, dtype, shape, data.len, data.len + (bytes)),                                 \
+     str_append(&data, values, bytes))
+    PART("token_ids", "I32", "[2]", from->tokens, sizeof from->tokens);
+    if (from->logits) PART("layers.5.router_logits", "F32", "[2,4]", st_logits, sizeof st_logits);
+    PART("layers.5.topk_ids", "I32", "[2,2]", from->ids, sizeof from->ids);
+    if (from->weights) PART("layers.5.topk_weights", "F32", "[2,2]", from->weights, (size_t)16);
+#undef PART
+    str_puts(&header, "}");
+    while (header.len % 8 != (size_t)from->shift) str_puts(&header, " ");
+    little(&file, header.len, 8);
+    str_append(&file, header.data, header.len);
+    str_append(&file, data.data, data.len);
+    test_ok(file_write(in_folder(name), file.data, file.len, &err), &err);
+    str_free(&header);
+    str_free(&data);
+    str_free(&file);
+    return in_folder(name);
+}
+
+static void recorded_choices_must_follow_from_the_logits(void **state) {
+    (void)state;
+    static const float good[] = {0.7310586f, 0.2689414f, 0.2689414f, 0.7310586f};
+    static const float off[] = {0.7310586f, 0.2689414f, 0.2689414f, 0.7326f};
+    static const float nan[] = {0.7310586f, 0.2689414f, NAN, 0.7310586f};
+    const struct st_file whole = {.logits = true, .ids = {0, 1, 2, 3}, .weights = good};
+    trace_free(imported("auto", "safetensors", one(write_st(&whole))));
+    static const struct {
+        int32_t id; /* in place of token 1's expert 3 */
+        const float *weights;
+        const char *expected;
+    } bad[] = {
+        {1, NULL, "layer 5: topk_ids: token 1: found experts 2,1, expected 3,2"},
+        {2, good, "layer 5: topk_ids: token 1: found experts 2,2, expected 3,2"},
+        {4, NULL, "token 1: found experts 2,4, expected 3,2"},
+        {-1, NULL, "token 1: found experts 2,-1, expected 3,2"},
+        {3, off, "layer 5: topk_weights: token 1, expert 3: found 0.7326, expected 0.731059"},
+        {3, nan, "topk_weights: token 1, expert 2: found nan, expected 0.268941"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct st_file file = whole;
+        file.ids[3] = bad[i].id;
+        file.weights = bad[i].weights;
+        refused("auto", bad[i].expected, one(write_st(&file)));
+    }
+}
+
+static void recorded_ids_alone_must_be_possible(void **state) {
+    (void)state;
+    const struct st_file whole = {.ids = {0, 1, 2, 3}};
+    struct import_job job = one(write_st(&whole));
+    job.experts = 6;
+    struct trace *trace = imported("auto", "safetensors", job);
+    assert_int_equal(trace_layer(trace, 0)->experts, 6);
+    trace_free(trace);
+    job.experts = 3;
+    refused("auto", "layer 5: topk_ids: token 1: found expert 3, expected 0 to 2", job);
+    struct st_file twice = whole;
+    twice.ids[3] = 2;
+    refused("auto", "layer 5: topk_ids: token 1: found expert 2 twice", one(write_st(&twice)));
+}
+
+static void data_at_odd_addresses_read_the_same(void **state) {
+    (void)state;
+    static const float weights[] = {0.7310586f, 0.2689414f, 0.2689414f, 0.7310586f};
+    for (int shift = 0; shift < 8; shift++) {
+        const struct st_file file = {true, {0, 1, 2, 3}, {7, 8}, weights, shift};
+        struct trace *trace = imported("auto", "safetensors", one(write_st(&file)));
+        test_near(number(trace, "SELECT id FROM token WHERE token = 1"), 8, 0);
+        test_near(number(trace, "SELECT logit FROM router_score WHERE token = 1 AND expert = 2"), 2,
+                  0);
+        trace_free(trace);
+    }
+}
+
 int test_import(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(recorded_choices_must_follow_from_the_logits, begin),
+        cmocka_unit_test_setup(recorded_ids_alone_must_be_possible, begin),
+        cmocka_unit_test_setup(data_at_odd_addresses_read_the_same, begin),
         cmocka_unit_test_setup(numpy_ids_drop_dense_layers_and_padding, begin),
         cmocka_unit_test_setup(npz_archives_stored_or_deflated_read_the_same, begin),
         cmocka_unit_test_setup(numpy_files_without_a_record_are_refused, begin),

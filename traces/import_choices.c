@@ -1,24 +1,32 @@
 /* import_choices.c - do a file's own choices follow from its logits under the gate? */
 #include "traces/import_choices.h"
 
+#include <math.h>
 #include <stdlib.h>
 
+#include "base/str.h"
 #include "router/route.h"
 
 enum { STEP_TOKENS = 256 };
-static const double DISAGREEMENT = 0.01;
+static const double DISAGREEMENT = 0.01, WEIGHT_DIFFERENCE = 1e-3;
+
+void choice_check_free(struct choice_check *check) {
+    free(check->expert);
+    free(check->weight);
+    free(check->chosen);
+    free(check->scratch);
+}
 
 bool choice_check_begin(struct choice_check *check, const struct trace_layer *layer,
                         struct err *err) {
     size_t experts = (size_t)layer->experts;
     *check = (struct choice_check){.layer = layer, .example = -1};
     check->expert = malloc((size_t)STEP_TOKENS * (size_t)layer->topk * 4);
+    check->weight = malloc((size_t)STEP_TOKENS * (size_t)layer->topk * 4);
     check->chosen = calloc(experts, 1);
     check->scratch = aligned_alloc(64, (route_scratch_bytes(layer->experts) + 63) / 64 * 64);
-    if (check->expert && check->chosen && check->scratch) return true;
-    free(check->expert);
-    free(check->chosen);
-    free(check->scratch);
+    if (check->expert && check->weight && check->chosen && check->scratch) return true;
+    choice_check_free(check);
     return err_memory(err, "choices");
 }
 
@@ -26,8 +34,10 @@ static bool same_set(struct choice_check *check, const int32_t *mine, const int3
     int k = check->layer->topk, experts = check->layer->experts;
     bool same = true;
     for (int j = 0; j < k; j++) check->chosen[mine[j]] = 1;
-    for (int j = 0; j < k; j++)
+    for (int j = 0; j < k; j++) {
         same = same && theirs[j] >= 0 && theirs[j] < experts && check->chosen[theirs[j]];
+        if (same) check->chosen[theirs[j]] = 0; /* a second time is another set */
+    }
     for (int j = 0; j < k; j++) check->chosen[mine[j]] = 0;
     return same;
 }
@@ -49,13 +59,70 @@ void choice_check_add(struct choice_check *check, int64_t n, const float *logits
 }
 
 bool choice_check_end(struct choice_check *check, struct err *err) {
-    free(check->expert);
-    free(check->chosen);
-    free(check->scratch);
+    choice_check_free(check);
     if ((double)check->wrong <= DISAGREEMENT * (double)check->tokens) return true;
     return err_set(err, ERR_DATA,
                    "layer %d: %lld of %lld tokens (first: %lld) chose other experts than the gate "
                    "does: another gate, or another bias",
                    check->layer->layer, (long long)check->wrong, (long long)check->tokens,
                    (long long)check->example);
+}
+
+/* ---- the strict form */
+
+static void print_ids(struct str *out, int k, const int32_t *ids) {
+    enum { SHOWN = 12 };
+    for (int j = 0; j < k && j < SHOWN; j++) str_printf(out, j ? ",%d" : "%d", ids[j]);
+    if (k > SHOWN) str_puts(out, ",...");
+}
+
+static bool refuse_ids(const struct choice_check *check, int64_t token, const int32_t *found,
+                       const int32_t *expected, struct err *err) {
+    struct str theirs = {0}, mine = {0};
+    print_ids(&theirs, check->layer->topk, found);
+    print_ids(&mine, check->layer->topk, expected);
+    err_set(err, ERR_DATA,
+            "topk_ids: token %lld: found experts %s, expected %s as the gate chooses from the "
+            "logits (another gate or bias, or a damaged record)",
+            (long long)token, str_text(&theirs), str_text(&mine));
+    str_free(&theirs);
+    str_free(&mine);
+    return false;
+}
+
+/* One token whose set agrees: found[k] belong to ids[k], weight[k] to expert[k]. */
+static bool agree_weights(const struct choice_check *check, int64_t token, const int32_t *ids,
+                          const float *found, const int32_t *expert, const float *weight,
+                          struct err *err) {
+    for (int j = 0; j < check->layer->topk; j++) {
+        int i = 0;
+        while (expert[i] != ids[j]) i++;
+        double expected = (double)weight[i], difference = fabs((double)found[j] - expected);
+        if (!(difference <= WEIGHT_DIFFERENCE * fabs(expected)))
+            return err_set(err, ERR_DATA,
+                           "topk_weights: token %lld, expert %d: found %g, expected %g of the gate",
+                           (long long)token, ids[j], (double)found[j], expected);
+    }
+    return true;
+}
+
+bool choice_check_exact(struct choice_check *check, int64_t n, const float *logits,
+                        const int32_t *ids, const float *weights, struct err *err) {
+    const struct trace_layer *layer = check->layer;
+    int k = layer->topk;
+    for (int64_t t = 0; t < n; t += STEP_TOKENS) {
+        int64_t m = n - t < STEP_TOKENS ? n - t : STEP_TOKENS;
+        struct routes routes = {.expert = check->expert, .weight = check->weight};
+        if (route_tokens(&layer->gate, layer->experts, m, logits + t * layer->experts, layer->bias,
+                         &routes, check->scratch) >= 0)
+            return true; /* not finite: the writer refuses it with its place */
+        for (int64_t i = 0; i < m; i++) {
+            const int32_t *mine = check->expert + i * k, *theirs = ids + (t + i) * k;
+            if (!same_set(check, mine, theirs)) return refuse_ids(check, t + i, theirs, mine, err);
+            if (weights && !agree_weights(check, t + i, theirs, weights + (t + i) * k, mine,
+                                          check->weight + i * k, err))
+                return false;
+        }
+    }
+    return true;
 }

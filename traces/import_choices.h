@@ -10,6 +10,7 @@
 struct choice_check {
     const struct trace_layer *layer; /* gate, experts, bias */
     int32_t *expert;
+    float *weight;
     unsigned char *chosen;
     void *scratch;
     int64_t tokens, wrong, example;
@@ -24,5 +25,12 @@ void choice_check_add(struct choice_check *check, int64_t n, const float *logits
 /* Frees; refuses when more than 1 % of the tokens differ (less: ties that its maker broke
  * otherwise). */
 bool choice_check_end(struct choice_check *check, struct err *err);
+/* The strict form, instead of add and end: refuses the first token of n whose ids[n,k] are not, as
+ * a set, what the gate chooses from logits[n,E], or whose weights[n,k] (NULL: none recorded) are
+ * off by more than 1e-3 of the gate's. Errors name token, found and expected. */
+bool choice_check_exact(struct choice_check *check, int64_t n, const float *logits,
+                        const int32_t *ids, const float *weights, struct err *err);
+/* Frees a check that choice_check_end did not. */
+void choice_check_free(struct choice_check *check);
 
 #endif

@@ -3,7 +3,8 @@
  * Tensors: token_ids [T] i32, nll [T] f32, document [T] i32, layers.{i}.router_logits [T,E] f32,
  * layers.{i}.topk_ids [T,k] i32, layers.{i}.topk_weights [T,k] f32, layers.{i}.bias [E] f32;
  * metadata gate.{i}. With logits the gate comes from the metadata or from the user; where the file
- * also holds choices they must agree with it, because a wrong gate would be silent garbage. */
+ * also holds choices every token must agree with it, because a wrong gate would be silent garbage.
+ * Data may lie at any address: the form does not ask writers to align them. */
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@ struct st_layer {
 
 struct st_state {
     struct safetensors *file;
+    struct arena *arena; /* of the source */
     struct st_layer *layers;
     int layer_count;
     int64_t tokens;
@@ -55,6 +57,19 @@ static int compare_layers(const void *a, const void *b) {
     return (x->layer > y->layer) - (x->layer < y->layer);
 }
 
+/* Copies data that no 4-byte load may touch. */
+static bool align_part(const struct st_state *state, const struct safetensors_tensor **part,
+                       struct err *err) {
+    struct safetensors_tensor *copy = arena_alloc(state->arena, 1, sizeof *copy);
+    void *data = arena_alloc(state->arena, (*part)->size_bytes, 1);
+    if (!copy || !data) return err_memory(err, (*part)->name);
+    memcpy(data, (*part)->data, (*part)->size_bytes);
+    *copy = **part;
+    copy->data = data;
+    *part = copy;
+    return true;
+}
+
 /* The tensor "layers.N.suffix" when it is there, checked for dtype, rank and rows. */
 static bool find_part(const struct st_state *state, int layer, const char *suffix,
                       enum safetensors_dtype dtype, int rank, const struct safetensors_tensor **out,
@@ -73,9 +88,7 @@ static bool find_part(const struct st_state *state, int layer, const char *suffi
     if (rows && t->shape[0] != state->tokens)
         return err_set(err, ERR_FORMAT, "%s: found %lld rows, expected %lld tokens", name,
                        (long long)t->shape[0], (long long)state->tokens);
-    if ((uintptr_t)t->data % 4)
-        return err_set(err, ERR_FORMAT, "%s: found data that are not aligned to 4 bytes", name);
-    return true;
+    return (uintptr_t)t->data % 4 == 0 || align_part(state, out, err);
 }
 
 static bool find_layers(struct import_source *source, struct st_state *state, struct err *err) {
@@ -110,7 +123,31 @@ static bool find_gate(const struct import_job *job, const struct st_state *state
     return gate_parse(text, NULL, &layer->gate, err) || err_context(err, "%s", key);
 }
 
-static bool find_shape(const struct st_layer *part, struct trace_layer *layer, struct err *err) {
+/* Chosen ids alone: each expert once a token, and less than `limit`. *experts: the highest id + 1.
+ */
+static bool check_ids(const struct safetensors_tensor *ids, int64_t limit, int64_t *experts,
+                      struct err *err) {
+    int64_t k = ids->shape[1];
+    for (int64_t i = 0; i < ids->count; i++) {
+        const int32_t *row = (const int32_t *)ids->data + i / k * k;
+        int32_t id = row[i % k];
+        if (id < 0 || id >= limit)
+            return err_set(err, ERR_DATA,
+                           "topk_ids: token %lld: found expert %d, expected 0 to %lld",
+                           (long long)(i / k), id, (long long)limit - 1);
+        for (int64_t j = 0; j < i % k; j++)
+            if (row[j] == id)
+                return err_set(
+                    err, ERR_DATA,
+                    "topk_ids: token %lld: found expert %d twice, expected distinct ones",
+                    (long long)(i / k), id);
+        if (id >= *experts) *experts = (int64_t)id + 1;
+    }
+    return true;
+}
+
+static bool find_shape(const struct import_job *job, const struct st_layer *part,
+                       struct trace_layer *layer, struct err *err) {
     int64_t experts = part->logits ? part->logits->shape[1] : 0;
     int64_t k = part->ids ? part->ids->shape[1] : layer->gate.topk;
     if (layer->has_gate && k != layer->gate.topk)
@@ -122,11 +159,9 @@ static bool find_shape(const struct st_layer *part, struct trace_layer *layer, s
     if (part->weights && (!part->ids || part->weights->shape[1] != k))
         return err_set(err, ERR_FORMAT, "topk_weights: found another shape than that of topk_ids");
     /* ids alone do not say how many experts there are: the highest that was chosen, at least */
-    for (int64_t i = 0; !part->logits && i < part->ids->count; i++) {
-        int32_t id = ((const int32_t *)part->ids->data)[i];
-        if (id < 0) return err_set(err, ERR_DATA, "topk_ids: found expert %d", id);
-        if (id >= experts) experts = (int64_t)id + 1;
-    }
+    int64_t limit = job->experts ? job->experts : GATE_MAX_EXPERTS;
+    if (!part->logits && !check_ids(part->ids, limit, &experts, err)) return false;
+    if (!part->logits && job->experts) experts = job->experts;
     if (experts < k || experts > GATE_MAX_EXPERTS)
         return err_set(err, ERR_FORMAT, "found %lld experts, expected %lld to %d",
                        (long long)experts, (long long)k, GATE_MAX_EXPERTS);
@@ -155,8 +190,10 @@ static bool check_choices(const struct st_layer *part, const struct trace_layer 
     struct choice_check check;
     if (!part->ids || !part->logits) return true;
     if (!choice_check_begin(&check, layer, err)) return false;
-    choice_check_add(&check, tokens, part->logits->data, part->ids->data);
-    return choice_check_end(&check, err);
+    bool ok = choice_check_exact(&check, tokens, part->logits->data, part->ids->data,
+                                 part->weights ? part->weights->data : NULL, err);
+    choice_check_free(&check);
+    return ok;
 }
 
 static bool open_layer(const struct import_job *job, struct st_state *state, int r,
@@ -173,7 +210,7 @@ static bool open_layer(const struct import_job *job, struct st_state *state, int
                        part->layer);
     layer->holds = part->logits ? TRACE_SCORES : TRACE_IDS;
     layer->has_weights = !part->logits && part->weights;
-    if (!find_shape(part, layer, err) || !find_bias(state, layer, err)) return false;
+    if (!find_shape(job, part, layer, err) || !find_bias(state, layer, err)) return false;
     if (layer->has_gate && !gate_check(&layer->gate, layer->experts, layer->bias != NULL, err))
         return false;
     return check_choices(part, layer, state->tokens, err);
@@ -318,6 +355,7 @@ bool import_safetensors_open(const struct import_job *job, struct import_source 
     const char *stem = import_stem(&source->arena, job->files[0]);
     if (!state || !stem) return err_memory(err, "import");
     if (!(state->file = safetensors_open(job->files[0], err))) return false;
+    state->arena = &source->arena;
     source->state = state;
     source->close = close_source;
     source->routes = routes;
