@@ -262,6 +262,22 @@ static void notes_say_what_is_no_finding(void **state) {
     table_free(table);
 }
 
+/* A limit on the size of files stands in for a full disk. */
+static void a_failed_write_names_the_file_asked_for(void **state) {
+    char command[2048], *errors;
+    (void)state;
+    fresh(TRACE_SCORES);
+    snprintf(command, sizeof command,
+             "trap '' XFSZ; ulimit -f 40; %s replay %s/run.db --out %s/result.db", test_program(),
+             folder, folder);
+    assert_int_equal(test_run(command, NULL, &errors), 1);
+    assert_non_null(strstr(errors, "/result.db: "));
+    assert_null(strstr(errors, "partial"));
+    free(errors);
+    snprintf(command, sizeof command, "test \"$(ls %s)\" = run.db", folder);
+    assert_int_equal(test_run(command, NULL, NULL), 0);
+}
+
 /* Logits of 40 and more all have the sigmoid 1 in f32. */
 static void a_claim_that_rounding_broke_is_not_made(void **state) {
     char *out, *errors;
@@ -415,6 +431,7 @@ int test_replay_db(void) {
         cmocka_unit_test(sums_in_the_result_are_conserved),
         cmocka_unit_test(threads_give_equal_databases),
         cmocka_unit_test(notes_say_what_is_no_finding),
+        cmocka_unit_test(a_failed_write_names_the_file_asked_for),
         cmocka_unit_test(a_claim_that_rounding_broke_is_not_made),
         cmocka_unit_test(dynamics_are_rows_and_a_table),
         cmocka_unit_test(losses_and_optima_are_rows_and_tables),

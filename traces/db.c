@@ -55,12 +55,6 @@ static bool check_file(const char *path, struct err *err) {
     return true;
 }
 
-/* A file that is only read and that nobody can be writing to (no WAL beside it) also opens where
- * the folder is not writable. */
-static int open_handle(struct db *db, int flags) {
-    return sqlite3_open_v2(db->path, &db->handle, flags | SQLITE_OPEN_NOMUTEX, NULL);
-}
-
 static bool configure(struct db *db, struct err *err) {
     sqlite3 *h = db->handle;
     sqlite3_extended_result_codes(h, 1);
@@ -71,16 +65,22 @@ static bool configure(struct db *db, struct err *err) {
     return db_exec(db, "PRAGMA cell_size_check = 1; PRAGMA mmap_size = 2147418112;", err);
 }
 
-static bool open_as(struct db *db, const char *path, int flags, struct err *err) {
-    *db = (struct db){.path = strdup(path)};
-    if (!db->path) return err_memory(err, path);
-    int code = open_handle(db, flags);
+/* Opens path; messages say `name`. */
+static bool open_named(struct db *db, const char *path, const char *name, int flags,
+                       struct err *err) {
+    *db = (struct db){.path = strdup(name)};
+    if (!db->path) return err_memory(err, name);
+    int code = sqlite3_open_v2(path, &db->handle, flags | SQLITE_OPEN_NOMUTEX, NULL);
     if (code != SQLITE_OK)
         db_fail(db, code, "open", err);
     else if (configure(db, err))
         return true;
     db_close(db);
     return false;
+}
+
+static bool open_as(struct db *db, const char *path, int flags, struct err *err) {
+    return open_named(db, path, path, flags, err);
 }
 
 /* On a read-only medium a file in WAL mode cannot make its shared memory; without a WAL it is safe
@@ -138,6 +138,10 @@ bool db_open(struct db *db, const char *path, enum db_mode mode, struct err *err
 
 bool db_open_new(struct db *db, const char *path, struct err *err) {
     return open_as(db, path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, err);
+}
+
+bool db_open_temporary(struct db *db, const char *path, const char *name, struct err *err) {
+    return open_named(db, path, name, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, err);
 }
 
 bool db_open_memory(struct db *db, struct err *err) {

@@ -24,6 +24,8 @@ enum db_mode { DB_READ, DB_WRITE };
 bool db_open(struct db *db, const char *path, enum db_mode mode, struct err *err);
 /* Also creates; an empty file is fine. */
 bool db_open_new(struct db *db, const char *path, struct err *err);
+/* The same for a file that will be renamed to `name`, which messages say. */
+bool db_open_temporary(struct db *db, const char *path, const char *name, struct err *err);
 bool db_open_memory(struct db *db, struct err *err);
 void db_close(struct db *db);
 

@@ -137,7 +137,7 @@ static bool begin_outside(struct result *result, const char *out, bool force, st
     result->temporary = temporary.data;
     unlink(result->temporary); /* of a killed process that had the same number */
     struct trace_setup setup = trace_as_setup(result->trace);
-    return db_open_new(&result->db, result->temporary, err) &&
+    return db_open_temporary(&result->db, result->temporary, out, err) &&
            db_exec(&result->db, "PRAGMA page_size = 16384; PRAGMA synchronous = OFF; BEGIN", err) &&
            db_exec(&result->db, embed_traces_schema_sql, err) &&
            trace_insert_setup(&result->db, &setup, "result", trace_identity(result->trace), err);

@@ -55,7 +55,7 @@ static bool open_outside(struct throughput_writer *w, const struct trace *trace,
     if (temporary.failed || !w->out) return err_memory(err, out);
     unlink(w->temporary); /* of a killed process that had the same number */
     struct trace_setup setup = trace_as_setup(trace);
-    return db_open_new(&w->db, w->temporary, err) &&
+    return db_open_temporary(&w->db, w->temporary, out, err) &&
            db_exec(&w->db, "PRAGMA page_size = 16384; PRAGMA synchronous = OFF; BEGIN", err) &&
            db_exec(&w->db, embed_traces_schema_sql, err) &&
            trace_insert_setup(&w->db, &setup, "result", trace_identity(trace), err);
