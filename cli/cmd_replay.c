@@ -162,8 +162,8 @@ static struct result *make_result(struct replay_command *c, const struct trace *
 }
 
 /* A trace keeps the results of one replay: a reader of the former ones must be told. */
-static bool note_replaced(const struct replay_command *c, const struct trace *trace,
-                          struct str *notes, struct err *err) {
+static bool note_replaced(const struct replay_command *c, struct trace *trace, struct str *notes,
+                          struct err *err) {
     if (c->out) return true;
     struct table *former = trace_query(trace, "replay_experiment", NULL, 0, err);
     if (former && table_rows(former) > 0)
@@ -173,8 +173,8 @@ static bool note_replaced(const struct replay_command *c, const struct trace *tr
 }
 
 /* Builds the variants, replays them and commits; the notes end on stderr. */
-static bool replay_into(struct replay_command *c, const struct trace *trace,
-                        const struct source *source, struct err *err) {
+static bool replay_into(struct replay_command *c, struct trace *trace, const struct source *source,
+                        struct err *err) {
     struct plan plan = {0};
     struct outcome outcome = {0};
     struct str replaced = {0};
