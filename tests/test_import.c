@@ -620,7 +620,8 @@ struct st_file {
     bool logits;
     int32_t ids[ST_TOKENS * ST_K], tokens[ST_TOKENS];
     const float *weights;
-    int shift; /* of the data, in bytes */
+    int shift;         /* of the data, in bytes */
+    bool not_a_number; /* the logit of token 1, expert 2 */
 };
 
 /* One layer, number 5. A header with spaces behind its JSON moves the data. */
@@ -628,13 +629,16 @@ static const char *write_st(const struct st_file *from) {
     static const char name[] = "made.safetensors";
     struct str header = {0}, data = {0}, file = {0};
     struct err err = {0};
+    float logits[ST_TOKENS * ST_EXPERTS];
+    memcpy(logits, st_logits, sizeof logits);
+    if (from->not_a_number) logits[6] = NAN;
     str_puts(&header, "{\"__metadata__\":{\"gate.5\":\"softmax,topk=2,norm=sum\"}");
 #define PART(name, dtype, shape, values, bytes)                                                    \
     (str_printf(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}",     \
                 name, dtype, shape, data.len, data.len + (bytes)),                                 \
      str_append(&data, values, bytes))
     PART("token_ids", "I32", "[2]", from->tokens, sizeof from->tokens);
-    if (from->logits) PART("layers.5.router_logits", "F32", "[2,4]", st_logits, sizeof st_logits);
+    if (from->logits) PART("layers.5.router_logits", "F32", "[2,4]", logits, sizeof logits);
     PART("layers.5.topk_ids", "I32", "[2,2]", from->ids, sizeof from->ids);
     if (from->weights) PART("layers.5.topk_weights", "F32", "[2,2]", from->weights, (size_t)16);
 #undef PART
@@ -695,7 +699,7 @@ static void data_at_odd_addresses_read_the_same(void **state) {
     (void)state;
     static const float weights[] = {0.7310586f, 0.2689414f, 0.2689414f, 0.7310586f};
     for (int shift = 0; shift < 8; shift++) {
-        const struct st_file file = {true, {0, 1, 2, 3}, {7, 8}, weights, shift};
+        const struct st_file file = {true, {0, 1, 2, 3}, {7, 8}, weights, shift, false};
         struct trace *trace = imported("auto", "safetensors", one(write_st(&file)));
         test_near(number(trace, "SELECT id FROM token WHERE token = 1"), 8, 0);
         test_near(number(trace, "SELECT logit FROM router_score WHERE token = 1 AND expert = 2"), 2,
@@ -704,10 +708,33 @@ static void data_at_odd_addresses_read_the_same(void **state) {
     }
 }
 
+static void negative_token_ids_are_refused_or_unknown(void **state) {
+    (void)state;
+    const struct st_file file = {.ids = {0, 1, 2, 3}, .tokens = {7, -2}};
+    refused("auto", "token_ids: token 1: found -2, expected 0 to 2147483647", one(write_st(&file)));
+    const struct st_file unknown = {.ids = {0, 1, 2, 3}, .tokens = {7, -1}};
+    struct trace *trace = imported("auto", "safetensors", one(write_st(&unknown)));
+    test_near(number(trace, "SELECT count(*) FROM token WHERE id IS NULL"), 1, 0);
+    trace_free(trace);
+}
+
+static void errors_name_the_input_not_the_output(void **state) {
+    (void)state;
+    const struct st_file file = {.logits = true, .ids = {0, 1, 2, 3}, .not_a_number = true};
+    struct import_job job = one(write_st(&file));
+    struct err err;
+    refused("auto", "layer 5, token 1, expert 2: found logit nan", job);
+    assert_false(import_files("auto", job, &err));
+    assert_ptr_equal(strstr(err.text, job.files[0]), err.text);
+    assert_null(strstr(err.text, ".partial"));
+}
+
 int test_import(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(recorded_choices_must_follow_from_the_logits, begin),
         cmocka_unit_test_setup(recorded_ids_alone_must_be_possible, begin),
+        cmocka_unit_test_setup(negative_token_ids_are_refused_or_unknown, begin),
+        cmocka_unit_test_setup(errors_name_the_input_not_the_output, begin),
         cmocka_unit_test_setup(data_at_odd_addresses_read_the_same, begin),
         cmocka_unit_test_setup(numpy_ids_drop_dense_layers_and_padding, begin),
         cmocka_unit_test_setup(npz_archives_stored_or_deflated_read_the_same, begin),

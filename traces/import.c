@@ -131,12 +131,13 @@ static bool write_trace(const char *temporary, struct import_source *source,
     return ok && closed;
 }
 
-/* Messages name the file that was asked for. */
-static void name_output(struct err *err, const char *temporary, const char *out) {
+/* Messages name the file that the user gave: for bad values the input, else the output. */
+static void name_file(struct err *err, const char *temporary, const struct import_job *job) {
     size_t length = strlen(temporary);
     if (strncmp(err->text, temporary, length) != 0) return;
     struct err inner = *err;
-    err_set(err, inner.code, "%s%s", out, inner.text + length);
+    err_set(err, inner.code, "%s%s", inner.code == ERR_DATA ? job->files[0] : job->out,
+            inner.text + length);
 }
 
 bool trace_import(const struct trace_importer *importer, const struct import_job *job,
@@ -150,7 +151,7 @@ bool trace_import(const struct trace_importer *importer, const struct import_job
     bool ok = importer->open(job, &source, err) &&
               (!temporary.failed || err_memory(err, job->out)) &&
               write_trace(str_text(&temporary), &source, job->progress, err);
-    if (!ok) name_output(err, str_text(&temporary), job->out);
+    if (!ok) name_file(err, str_text(&temporary), job);
     if (ok && rename(str_text(&temporary), job->out) != 0) {
         ok = err_errno(err, job->out, "cannot write");
         unlink(str_text(&temporary));

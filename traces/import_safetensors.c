@@ -299,6 +299,15 @@ static bool derive_positions(struct import_source *source, int64_t tokens, struc
     return true;
 }
 
+/* -1 is how the exporter writes an id that is not known. */
+static bool check_token_ids(const int32_t *ids, int64_t tokens, struct err *err) {
+    for (int64_t t = 0; ids && t < tokens; t++)
+        if (ids[t] < -1)
+            return err_set(err, ERR_DATA, "token_ids: token %lld: found %d, expected 0 to %d",
+                           (long long)t, ids[t], INT32_MAX);
+    return true;
+}
+
 /* ---- the source */
 
 static bool routes(struct import_source *source, struct trace_routes *want, struct err *err) {
@@ -344,6 +353,7 @@ static bool open_parts(const struct import_job *job, struct import_source *sourc
         return false;
     source->ids = ids ? ids->data : NULL;
     source->nll = nll ? nll->data : NULL;
+    if (!check_token_ids(source->ids, state->tokens, err)) return false;
     return open_documents(job, source, state, err) && derive_positions(source, state->tokens, err);
 }
 

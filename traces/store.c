@@ -635,7 +635,7 @@ static bool insert_tokens(struct trace *trace, struct err *err) {
         sqlite3_bind_int64(w->token, 1, token);
         sqlite3_bind_int64(w->token, 2, document);
         sqlite3_bind_int(w->token, 3, w->position[t]);
-        if (w->have_ids) sqlite3_bind_int(w->token, 4, w->id[t]);
+        if (w->have_ids && w->id[t] >= 0) sqlite3_bind_int(w->token, 4, w->id[t]);
         if (!isnan(w->nll[t])) sqlite3_bind_double(w->token, 5, (double)w->nll[t]);
         if (!db_run(&trace->db, w->token, err)) return false;
     }
