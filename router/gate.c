@@ -383,7 +383,7 @@ struct choice_form {
     int topk;
 };
 
-static int summed_experts(const struct gate *gate) {
+int gate_summed_experts(const struct gate *gate) {
     static const int fixed[] = {[GROUP_MAX] = 1, [GROUP_TOP2SUM] = 2, [GROUP_TOPSUM] = 0};
     int best = fixed[gate->group_rule];
     return best ? best : gate->topk / gate->groups_kept;
@@ -400,7 +400,7 @@ static struct choice_form choice_form(const struct gate *gate) {
     if (gate->groups > 0 && gate->groups_kept < gate->groups) {
         form.groups = gate->groups;
         form.kept = gate->groups_kept;
-        form.best = summed_experts(gate);
+        form.best = gate_summed_experts(gate);
         form.fill = gate->fill;
         /* positive scores without bias always beat a fill of zero */
         if (!form.bias && form.score != SCORE_IDENTITY) form.fill = FILL_NEG_INF;

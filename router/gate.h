@@ -93,6 +93,10 @@ bool gate_equal(const struct gate *a, const struct gate *b);
  * kept groups that hold fewer than k experts, a gate that needs a bias where there is none. */
 bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err);
 
+/* How many of its best experts a group's score sums (1 for max, 2 for top2sum, k/KEEP for topsum;
+ * MATH.md section 2). Only for gates with groups. */
+int gate_summed_experts(const struct gate *gate);
+
 /* True when the two provably choose the same experts for any logits, given that they see the same
  * bias values (law 5): they differ only in what cannot move a choice. Reasoning in MATH.md. */
 bool gate_same_choice(const struct gate *a, const struct gate *b);

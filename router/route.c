@@ -85,16 +85,11 @@ size_t route_scratch_bytes(int experts) {
 
 /* ---- groups */
 
-static int summed_experts(const struct gate *gate) {
-    if (gate->group_rule == GROUP_MAX) return 1;
-    return gate->group_rule == GROUP_TOP2SUM ? 2 : gate->topk / gate->groups_kept;
-}
-
 static struct route_groups resolve_groups(const struct gate *gate, int experts) {
     return (struct route_groups){.count = gate->groups,
                                  .kept = gate->groups_kept,
                                  .size = experts / gate->groups,
-                                 .best = summed_experts(gate),
+                                 .best = gate_summed_experts(gate),
                                  .fill = gate->fill == FILL_ZERO ? 0.0f : -INFINITY};
 }
 

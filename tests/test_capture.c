@@ -549,7 +549,7 @@ static void imports_refuse_flawed_tensors(void **state) {
 
 static void no_command_overwrites_its_own_input(void **state) {
     (void)state;
-    const char *folder = test_folder("same-file");
+    const char *place = test_folder("same-file");
     struct str line = {0};
     static const char *const commands[] = {
         "capture tests/golden/olmoe --ids $D/ids.txt --out $D/ids.txt --force",
@@ -562,19 +562,19 @@ static void no_command_overwrites_its_own_input(void **state) {
                "$S capture tests/golden/olmoe --ids $D/ids.txt --out $D/run.db >/dev/null && "
                "$S export $D/run.db --to safetensors --out $D/run.st && cp $D/run.db $D/run.svg && "
                "cat $D/ids.txt $D/run.db $D/run.st $D/run.svg | sha256sum >$D/before",
-               folder, test_program());
+               place, test_program());
     assert_int_equal(test_run(str_text(&line), NULL, NULL), 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         char *errors;
         str_clear(&line);
-        str_printf(&line, "D=%s; %s %s", folder, test_program(), commands[i]);
+        str_printf(&line, "D=%s; %s %s", place, test_program(), commands[i]);
         assert_int_equal(test_run(str_text(&line), NULL, &errors), 2);
         assert_non_null(strstr(errors, "expected another file"));
         free(errors);
     }
     str_clear(&line);
     str_printf(&line, "cd %s && cat ids.txt run.db run.st run.svg | sha256sum | cmp - before",
-               folder);
+               place);
     assert_int_equal(test_run(str_text(&line), NULL, NULL), 0);
     str_free(&line);
 }
@@ -588,11 +588,11 @@ static void an_impossible_router_in_a_config_is_a_bad_file(void **state) {
     for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
         struct str line = {0};
         char *errors;
-        const char *folder = test_folder("bad-router");
+        const char *place = test_folder("bad-router");
         str_printf(&line,
                    "D=%s; cp tests/golden/deepseek_v3/* $D/ && chmod u+w $D/* && "
                    "sed -i '%s' $D/config.json && %s capture $D --ids $D/ids.txt --out $D/x.db",
-                   folder, edits[i][0], test_program());
+                   place, edits[i][0], test_program());
         assert_int_equal(test_run(str_text(&line), NULL, &errors), 1);
         assert_non_null(strstr(errors, edits[i][1]));
         assert_non_null(strstr(errors, "config.json"));
