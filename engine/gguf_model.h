@@ -7,7 +7,7 @@
 #ifndef ENGINE_GGUF_MODEL_H
 #define ENGINE_GGUF_MODEL_H
 
-#include "engine/gguf.h"
+#include "base/gguf.h"
 #include "engine/spec.h"
 #include "engine/tensors.h"
 

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
-#include "engine/gguf.h"
+#include "base/gguf.h"
 
 enum { FILE_MOST = 1 << 30 }; /* bytes of a tokenizer.json */
 

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/gguf.h"
+#include "base/gguf.h"
 
 /* ---- the named pre-tokenizers: patterns applied one after the other, matches isolated */
 

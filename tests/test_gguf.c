@@ -7,9 +7,9 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/gguf.h"
 #include "base/json.h"
 #include "base/str.h"
-#include "engine/gguf.h"
 #include "engine/tokenizer.h"
 
 #define SHARED "../shared/"

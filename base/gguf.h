@@ -1,13 +1,13 @@
 /* gguf.h - the GGUF container, versions 2 and 3: keys with values, and tensors; mapped, read safely
  *
- * Layer 3 (engine), calls base only. Format (ggml docs/gguf.md), little endian: "GGUF", u32
- * version, u64 tensors, u64 keys; keys: text name, u32 type, value; tensors: text name, u32 rank,
- * u64 sizes (ne0, the contiguous one, first), u32 type, u64 offset; padding to general.alignment
- * (32); data. A text is u64 length and bytes. Every count, length and offset is checked against the
- * file before it is used; nothing is copied but names. Of a split model this is one file of
- * several. */
-#ifndef ENGINE_GGUF_H
-#define ENGINE_GGUF_H
+ * Layer 1. Format (ggml docs/gguf.md), little endian: "GGUF", u32 version, u64 tensors, u64 keys;
+ * keys: text name, u32 type, value; tensors: text name, u32 rank, u64 sizes (ne0, the contiguous
+ * one, first), u32 type, u64 offset; padding to general.alignment (32); data. A text is u64 length
+ * and bytes. Every count, length and offset is checked against the file before it is used; nothing
+ * is copied but names. Of a split model this is one file of several. Used by the engine for weights
+ * and tokenizers and by traces for importance matrices. */
+#ifndef BASE_GGUF_H
+#define BASE_GGUF_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /* gguf.c - reading GGUF files: see gguf.h */
-#include "engine/gguf.h"
+#include "base/gguf.h"
 
 #include <math.h>
 #include <stdio.h>
