@@ -9,7 +9,9 @@
 #include "base/file.h"
 #include "base/gguf.h"
 #include "base/json.h"
+#include "base/safetensors.h"
 #include "base/str.h"
+#include "engine/quant.h"
 #include "engine/tokenizer.h"
 
 #define SHARED "../shared/"
@@ -461,6 +463,34 @@ static void vocabularies_of_models_give_their_ids(void **state) {
     }
 }
 
+/* ---- quantised blocks */
+
+static void every_quantised_type_gives_the_reference_values(void **state) {
+    struct err err = {0};
+    (void)state;
+    struct safetensors *file = safetensors_open("tests/golden/gguf/blocks.safetensors", &err);
+    test_ok(file != NULL, &err);
+    for (int i = 0; quant_at(i); i++) {
+        const struct quant *quant = quant_at(i);
+        char name[64];
+        float found[4 * 256];
+        snprintf(name, sizeof name, "%s.blocks", quant->name);
+        const struct safetensors_tensor *blocks = safetensors_find(file, name);
+        snprintf(name, sizeof name, "%s.values", quant->name);
+        const struct safetensors_tensor *values = safetensors_find(file, name);
+        assert_true(blocks && values && blocks->shape[0] == 4);
+        assert_int_equal(blocks->shape[1], quant->bytes);
+        assert_int_equal(values->shape[1], quant->values);
+        quant_read(quant, blocks->data, 0, 4 * (int64_t)quant->values, found);
+        for (int at = 0; at < 4 * quant->values; at++) {
+            float wanted;
+            memcpy(&wanted, (const char *)values->data + 4 * at, sizeof wanted);
+            if (found[at] != wanted) fail_msg("%s: value %d", quant->name, at);
+        }
+    }
+    safetensors_close(file);
+}
+
 int test_gguf(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_reads_back),
@@ -471,6 +501,7 @@ int test_gguf(void) {
         cmocka_unit_test(scores_decide_the_merges_of_sentencepiece),
         cmocka_unit_test(released_vocabularies_give_the_published_ids),
         cmocka_unit_test(vocabularies_of_models_give_their_ids),
+        cmocka_unit_test(every_quantised_type_gives_the_reference_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

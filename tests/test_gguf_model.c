@@ -162,7 +162,7 @@ static const struct change changes[] = {
      "blk.1.ffn_down_exps.weight|[16, 24, 64]|[16, 64, 24]"},
     {"blk.1.attn_q.weight", 24, BYTES("\0\0\0\0" ZEROS), "blk.1.attn_q.weight|overlap"},
     {"blk.1.attn_q.weight", 24, BYTES("\0\0\0\x70" ZEROS), "blk.1.attn_q.weight"},
-    {"blk.1.attn_q.weight", 20, BYTES("\3"), "blk.1.attn_q.weight|Q4_1|Q8_0, Q4_0, Q4_K"},
+    {"blk.1.attn_q.weight", 20, BYTES("\x18"), "blk.1.attn_q.weight|I8|Q8_0, Q4_0, Q4_1"},
     {"blk.1.attn_q.weight", 20, BYTES("\x63"), "blk.1.attn_q.weight|99"},
     {"blk.1.attn_q.w", 0, BYTES("a"), "blk.1.attn_q.weight|no such tensor"},
     {"token_embd.w", 0, BYTES("a"), "token_embd.weight|no such tensor"},
