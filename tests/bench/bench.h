@@ -28,6 +28,8 @@ double bench_seconds(int threads);
  * scene,case,value,low,high,unit,ratio,of,clock (value = median; ratio = median of value / limit).
  */
 void bench_measure(const struct bench_case *c);
+/* Whether the command line asks for cases of this name (for what is costly to set up). */
+int bench_wanted(const char *name);
 /* Prints one line of a figure that was measured otherwise. */
 void bench_print(const char *scene, const char *name, double value, const char *unit);
 

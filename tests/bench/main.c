@@ -51,8 +51,10 @@ double bench_seconds(int threads) {
 
 static const char *filter; /* only cases whose name contains this; NULL = all */
 
+int bench_wanted(const char *name) { return !filter || strstr(name, filter) != NULL; }
+
 void bench_measure(const struct bench_case *c) {
-    if (filter && !strstr(c->name, filter)) return;
+    if (!bench_wanted(c->name)) return;
     double value[BENCH_RUNS], ratio[BENCH_RUNS];
     const int64_t calls = calls_per_sample(c);
     for (int r = 0; r < BENCH_RUNS; r++) {

@@ -5,6 +5,7 @@
 #define BENCH_SCENES(X)                                                                            \
     X(kernels)                                                                                     \
     X(engine)                                                                                      \
+    X(llama)                                                                                       \
     X(replay)                                                                                      \
     X(store)
 
