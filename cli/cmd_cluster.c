@@ -1,5 +1,6 @@
 /* cmd_cluster.c - `steelyard cluster`: built-in clusters, and the layer-time model against measured
  * times */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -7,12 +8,14 @@
 #include "cli/commands.h"
 #include "sim/cluster.h"
 #include "sim/fit_layer.h"
+#include "sim/refit.h"
 #include "sim/timings.h"
 
 struct request {
     struct output_choice output;
     int64_t threads, worst;
     const char *kernel;
+    const char *left_out, *seen, *carry; /* validate: other constants than the built-in ones */
 };
 
 static bool list(const struct request *request, const char *unused, struct err *err) {
@@ -60,16 +63,37 @@ static void print_totals(const struct timings *timings) {
     int64_t flagged = 0, unmodelled = 0;
     for (int64_t i = 0; i < timings->count; i++) {
         flagged += timings->rows[i].flagged;
-        unmodelled += timings->rows[i].unknown_law;
+        unmodelled += isnan(timings->rows[i].predicted_ms);
     }
     printf("\n%lld rows; %lld flagged by the file (medians are over the others, *_all over all); "
-           "%lld of a distribution that is not modelled\n",
+           "%lld without a prediction\n",
            (long long)timings->count, (long long)flagged, (long long)unmodelled);
+}
+
+/* Replaces the predictions where other constants were asked for. */
+static bool predict(const struct request *q, struct timings *timings, struct err *err) {
+    if ((q->left_out != NULL) + (q->seen != NULL) + (q->carry != NULL) > 1)
+        return err_set(err, ERR_USAGE, "expected one of --leave-out, --fit-on and --carry");
+    if (q->carry) return refit_carry(timings, q->carry, err);
+    enum left_out what;
+    if (q->left_out)
+        return left_out_find(q->left_out, &what, err) &&
+               refit_left_out(timings, what, q->kernel, (int)q->threads, err);
+    struct timings seen;
+    if (!q->seen) return true;
+    if (!timings_read(&seen, q->seen, (int)q->threads, err)) return false;
+    bool ok = refit_on(timings, &seen, q->kernel, (int)q->threads, err);
+    timings_free(&seen);
+    return ok;
 }
 
 static bool validate(const struct request *request, const char *path, struct err *err) {
     struct timings timings;
     if (!timings_read(&timings, path, (int)request->threads, err)) return false;
+    if (!predict(request, &timings, err)) {
+        timings_free(&timings);
+        return false;
+    }
     bool people = !request->output.json && !request->output.csv;
     struct table *errors = timings_validate(&timings, err);
     bool ok = errors && output_table(errors, request->output, err);
@@ -124,7 +148,14 @@ static bool run(const struct command *command, int argc, char **argv, struct err
     const struct option options[] = {
         {"threads", OPTION_INT, &request.threads, "N", "threads (0: one per CPU)", 0, 4096},
         {"worst", OPTION_INT, &request.worst, "N", "validate: list the N worst rows", 0, 1e9},
-        {"kernel", OPTION_TEXT, &request.kernel, "LABEL", "fit: this kernel only", 0, 0},
+        {"kernel", OPTION_TEXT, &request.kernel, "LABEL", "fit, --leave-out, --fit-on: only it", 0,
+         0},
+        {"leave-out", OPTION_TEXT, &request.left_out, "shape|ranks|half",
+         "validate: each by constants fitted on the others", 0, 0},
+        {"fit-on", OPTION_TEXT, &request.seen, "FILE.csv", "validate: constants fitted on FILE", 0,
+         0},
+        {"carry", OPTION_TEXT, &request.carry, "GPU",
+         "validate: GPU's constants carried over to the others", 0, 0},
         OPTION_OUTPUT(request.output),
         {0}};
     struct text_list rest = {0};

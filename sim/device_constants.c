@@ -5,7 +5,9 @@
  * median and 90th percentile error {decode, decode, prefill, prefill} as shares; where that error
  * was measured (the same for both phases of the wide-EP kernels context and generation, SGLang
  * 0.5.10, whose rows are one hottest rank of DeepGEMM); rows of the fit. Kernel names are the
- * collectors' labels. Source: devices.h. */
+ * collectors' labels. Source: devices.h. The wide-EP rows of TensorRT-LLM (wideep_compute_cutlass,
+ * 1.3.0rc10: router and experts of one rank, with and without EPLB) were fitted by `steelyard
+ * cluster fit` on that table's published rows; their error is of rows left out, half by half. */
 #include "sim/devices.h"
 
 #define HELD_OUT ORIGIN_HELD_OUT
@@ -153,6 +155,12 @@ const struct device_constants device_constants[] = {
      {128, 128, 214, 2.94, 1176, 0, 0.101, 0, 1, 0}, {293.5, 2.419, 996.6}, {414.6, 1031}, {0.036, 0.139, 0.036, 0.139}, HELD_OUT, 371},
     {"H100_SXM", "sglang", "generation", "fp8_block",
      {16, 16, 22, 2.88, 1278, 0, 0, 0.551, 1, 0}, {22.94, 2.697, 1169}, {182, 2413}, {0.034, 0.127, 0.034, 0.127}, HELD_OUT, 288},
+    {"B200_SXM", "trtllm", "wideep_compute_cutlass", "nvfp4",
+     {16, 64, 47.23, 6.613, 9000, 3.169, 0.0656, 0.1591, 1, 0}, {50.46, 5.478, 1448}, {77.52, 1281}, {0.0592, 0.211, 0.0579, 0.169}, HELD_OUT, 3294},
+    {"GB200", "trtllm", "wideep_compute_cutlass", "nvfp4",
+     {16, 128, 46.86, 6.860, 10000, 2.903, 0.0693, 0.1585, 1, 0}, {50.35, 5.694, 1521}, {76.59, 1346}, {0.0609, 0.224, 0.0576, 0.171}, HELD_OUT, 3294},
+    {"H100_SXM", "trtllm", "wideep_compute_cutlass", "fp8_block",
+     {16, 64, 36.94, 3.042, 916.8, 6.334, 0.2868, 0.4488, 1, 0}, {42.86, 2.518, 354.2}, {105.7, 280.3}, {0.0828, 0.267, 0.108, 0.288}, HELD_OUT, 2862},
     {0}};
 
 /* Carried over to a GPU that no row was fitted on: the worse error of the two ways of scaling that

@@ -156,3 +156,10 @@ struct device_constants constants_find(const struct device *device, const char *
     if (row) return from_relative(row, relative, device, quant);
     return from_data_sheet(device, quant);
 }
+
+bool constants_carry(const struct device *from, const struct device *to, const char *framework,
+                     const char *kernel, const char *quant, struct device_constants *out) {
+    const struct device_constants *row = row_find(from->name, framework, kernel, quant);
+    if (row) *out = from_relative(row, from, to, quant);
+    return row != NULL;
+}

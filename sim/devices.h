@@ -87,4 +87,9 @@ extern const struct relative_error relative_errors[]; /* ends with gpu == NULL *
 struct device_constants constants_find(const struct device *device, const char *framework,
                                        const char *kernel, const char *quant);
 
+/* The row of `from`, carried over to `to` by data-sheet ratios as constants_find does for a
+ * relative. False: `from` has no such row. */
+bool constants_carry(const struct device *from, const struct device *to, const char *framework,
+                     const char *kernel, const char *quant, struct device_constants *out);
+
 #endif

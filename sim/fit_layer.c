@@ -212,6 +212,7 @@ static void add_fit(const struct timing_kernel *kernel, const struct kernel_fit 
     table_text(table, kernel->framework);
     table_text(table, kernel->kernel);
     table_text(table, kernel->quant);
+    table_text(table, kernel->version);
     table_int(table, k->fit.rows);
     table_int(table, c->tile_min);
     table_int(table, c->tile_max);
@@ -231,6 +232,7 @@ struct table *timings_fit(const struct timings *timings, const char *only, int t
                                                   {"framework", "", TABLE_TEXT},
                                                   {"kernel", "", TABLE_TEXT},
                                                   {"quant", "", TABLE_TEXT},
+                                                  {"version", "", TABLE_TEXT},
                                                   {"rows", "", TABLE_INT},
                                                   {"tile_min", "", TABLE_INT},
                                                   {"tile_max", "", TABLE_INT},

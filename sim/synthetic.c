@@ -2,23 +2,32 @@
 #include "sim/synthetic.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/str.h"
+#include "sim/placement.h"
 
 bool load_law_parse(const char *text, struct load_law *law, struct err *err) {
-    static const char power[] = "power_law_";
+    static const char power[] = "power_law_", eplb[] = "_eplb";
+    char name[64];
     *law = (struct load_law){.kind = LOAD_BALANCED};
-    if (strcmp(text, "balanced") == 0) return true;
+    snprintf(name, sizeof name, "%s", text);
+    size_t len = strlen(name), tail = sizeof eplb - 1;
+    law->eplb = len > tail && strcmp(name + len - tail, eplb) == 0;
+    if (law->eplb) name[len - tail] = '\0';
+    if (strcmp(name, "balanced") == 0) return true;
     law->kind = LOAD_UNIFORM;
-    if (strcmp(text, "uniform") == 0) return true;
+    if (strcmp(name, "uniform") == 0) return true;
     law->kind = LOAD_POWER_LAW;
-    if (strncmp(text, power, sizeof power - 1) == 0)
-        return parse_real(text + sizeof power - 1, "power law exponent", 0, 10, &law->exponent,
+    if (strncmp(name, power, sizeof power - 1) == 0)
+        return parse_real(name + sizeof power - 1, "power law exponent", 0, 10, &law->exponent,
                           err);
     return err_set(err, ERR_DATA,
-                   "distribution: found \"%s\", expected balanced, uniform or power_law_A", text);
+                   "distribution: found \"%.60s\", expected balanced, uniform or power_law_A, with "
+                   "or without _eplb",
+                   text);
 }
 
 static void draw_balanced(const struct load_group *g, int32_t *n) {
@@ -114,15 +123,41 @@ static bool check_group(const struct load_group *g, struct err *err) {
     if (g->tokens < 1 || g->tokens > INT32_MAX / g->topk)
         return err_set(err, ERR_DATA, "load: found %lld tokens, expected 1 to %d",
                        (long long)g->tokens, INT32_MAX / g->topk);
+    if (g->slots && (g->slots < g->experts || g->slots % g->ranks != 0))
+        return err_set(err, ERR_DATA,
+                       "load: found %d slots for %d experts on %d ranks, expected a slot for every "
+                       "expert and as many on every rank",
+                       g->slots, g->experts, g->ranks);
+    return true;
+}
+
+/* slot[S] <- tokens of each slot after EPLB: replicas share an expert's evenly. weight[E]. */
+static bool place_load(const struct load_group *g, const int32_t *n, double *weight, int32_t *slot,
+                       struct err *err) {
+    const struct placement_shape shape = {g->experts, g->slots ? g->slots : g->experts, g->ranks, 1,
+                                          1};
+    struct placement placement;
+    for (int e = 0; e < g->experts; e++) weight[e] = n[e];
+    if (!placement_build(&placement, PLACE_EPLB_GLOBAL, &shape, weight, 0, err)) return false;
+    for (int e = 0; e < g->experts; e++) {
+        int first = placement.replica_first[e], replicas = placement.replica_first[e + 1] - first;
+        for (int i = 0; i < replicas; i++)
+            slot[placement.slot_of[first + i]] = n[e] / replicas + (i < n[e] % replicas);
+    }
+    placement_free(&placement);
     return true;
 }
 
 bool load_expect(const struct load_law *law, const struct load_group *group, int draws,
                  struct rank_load *load, struct err *err) {
     if (!check_group(group, err)) return false;
-    int32_t *n = malloc((size_t)group->experts * sizeof *n);
+    const struct load_group slots = {.experts = group->slots ? group->slots : group->experts,
+                                     .ranks = group->ranks};
+    const struct load_group *held = law->eplb ? &slots : group; /* what ranks hold */
+    int32_t *n = malloc((size_t)group->experts * sizeof *n), *counted = n;
     double *scratch = malloc((size_t)group->experts * sizeof *scratch);
-    bool ok = (n && scratch) || err_memory(err, "load");
+    if (law->eplb) counted = malloc((size_t)slots.experts * sizeof *counted);
+    bool ok = (n && counted && scratch) || err_memory(err, "load");
     if (law->kind != LOAD_POWER_LAW) draws = 1;
     struct rng rng;
     rng_init(&rng, seed_of(law, group));
@@ -130,13 +165,16 @@ bool load_expect(const struct load_law *law, const struct load_group *group, int
     for (int i = 0; ok && i < draws; i++) {
         struct rank_load one;
         load_draw(law, group, &rng, n, scratch);
-        int local = group->experts / group->ranks;
-        int hot = law->kind == LOAD_POWER_LAW ? load_hottest_rank(group, n) : 0;
-        rank_load_count(&one, n + hot * local, local);
+        if (law->eplb) ok = place_load(group, n, scratch, counted, err);
+        if (!ok) break;
+        int local = held->experts / held->ranks;
+        int hot = law->kind == LOAD_POWER_LAW ? load_hottest_rank(held, counted) : 0;
+        rank_load_count(&one, counted + hot * local, local);
         load->active += one.active / draws;
         load->assignments += one.assignments / draws;
         for (int t = 0; t < LAYER_TILES; t++) load->padded[t] += one.padded[t] / draws;
     }
+    if (counted != n) free(counted);
     free(n);
     free(scratch);
     return ok;

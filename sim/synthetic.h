@@ -11,7 +11,9 @@
  *     power_law_a   x_e ~ density x^-a on [lo,hi] ([1, 0.8*T] when T*k > E, else [0.01, 2]);
  *                   n_e = round(x_e*T*k/sum x), at most T; what is missing (or too much) is given
  *                   (taken) one by one, ranks in turn, to the rank's least (from its most) loaded
- *                   expert. Then the rank with most tokens is the one that counts. */
+ *                   expert. Then the rank with most tokens is the one that counts.
+ *     ..._eplb      the same loads after EPLB (global) has replicated hot experts to `slots` and
+ *                   packed them; replicas share an expert's tokens evenly */
 #ifndef SIM_SYNTHETIC_H
 #define SIM_SYNTHETIC_H
 
@@ -34,15 +36,17 @@ enum load_kind { LOAD_LAWS(X) };
 struct load_law {
     enum load_kind kind;
     double exponent; /* a of a power law */
+    bool eplb;       /* placed by EPLB, learnt on the same loads */
 };
 
 /* What the tokens of a group meet. */
 struct load_group {
     int experts, topk, ranks;
     int64_t tokens;
+    int slots; /* of an EPLB placement; 0: one an expert */
 };
 
-/* "balanced", "uniform", "power_law_1.2". */
+/* "balanced", "uniform", "power_law_1.2", each with "_eplb" where it was placed by EPLB. */
 bool load_law_parse(const char *text, struct load_law *law, struct err *err);
 
 /* n[E] <- tokens of each expert; they sum to T*k (uniform: at most). scratch[E]. */
@@ -54,7 +58,7 @@ int load_hottest_rank(const struct load_group *group, const int32_t *n);
 
 /* Mean load of the hottest rank over `draws` draws of a power law (of the first rank of the other
  * laws, which draw nothing). The seed is mixed from the arguments: the same numbers anywhere.
- * Refuses groups that cannot be (R does not divide E, k > E). */
+ * Refuses groups that cannot be (R does not divide E or the slots, k > E). */
 bool load_expect(const struct load_law *law, const struct load_group *group, int draws,
                  struct rank_load *load, struct err *err);
 

@@ -219,7 +219,7 @@ static bool run_cell(struct work *w, struct arena *arena, double balanced_ms, st
 static double balanced_time(const struct throughput_cell *cell, const struct serving *serving,
                             const struct loaded *l) {
     struct load_law law = {.kind = LOAD_BALANCED};
-    struct load_group group = {l->experts, l->topk, cell->point.ranks, serving->group};
+    struct load_group group = {l->experts, l->topk, cell->point.ranks, serving->group, 0};
     struct rank_load load;
     struct err unused;
     if (!load_expect(&law, &group, 1, &load, &unused)) return NAN;

@@ -16,7 +16,7 @@
 
 struct columns {
     int gpu, quant, hidden, inter, topk, experts, ranks, distribution, tokens, latency;
-    int framework, kernel, gated, tensor, phase, flag; /* -1: absent */
+    int framework, version, kernel, gated, tensor, phase, flag, slots; /* -1: absent */
 };
 
 static bool find_columns(const struct csv *csv, struct columns *c, struct err *err) {
@@ -35,11 +35,13 @@ static bool find_columns(const struct csv *csv, struct columns *c, struct err *e
                   {"num_tokens", &c->tokens, true},
                   {"latency_ms", &c->latency, true},
                   {"framework", &c->framework, false},
+                  {"version", &c->version, false},
                   {"kernel", &c->kernel, false},
                   {"gated", &c->gated, false},
                   {"moe_tp", &c->tensor, false},
                   {"phase", &c->phase, false},
-                  {"flag", &c->flag, false}};
+                  {"flag", &c->flag, false},
+                  {"num_slots", &c->slots, false}};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].place = csv_find(csv, wanted[i].name);
         if (wanted[i].required && !csv_need(csv, wanted[i].name, wanted[i].place, err))
@@ -52,18 +54,27 @@ static const char *text_or(const struct csv *csv, int64_t row, int column, const
     return column < 0 ? otherwise : csv_text(csv, row, column);
 }
 
+/* The wide-EP tables name no framework; each has a layout of its own. */
+static bool is_sglang_wide_ep(const struct columns *c) { return c->phase >= 0 && c->kernel < 0; }
+
+static const char *framework_of_layout(const struct columns *c) {
+    if (is_sglang_wide_ep(c)) return "sglang";
+    return c->slots >= 0 ? "trtllm" : "unknown";
+}
+
 /* Index of the row's kernel, made when it is new; -1 with err set. */
 static int kernel_of(struct timings *t, const struct columns *c, int64_t row, struct err *err) {
-    bool wide_ep = c->phase >= 0 && c->kernel < 0; /* the layout of the SGLang wide-EP tables */
     struct timing_kernel key = {
         .gpu = csv_text(t->csv, row, c->gpu),
-        .framework = text_or(t->csv, row, c->framework, wide_ep ? "sglang" : "unknown"),
+        .framework = text_or(t->csv, row, c->framework, framework_of_layout(c)),
+        .version = text_or(t->csv, row, c->version, ""),
         .kernel = text_or(t->csv, row, c->kernel, text_or(t->csv, row, c->phase, "unknown")),
         .quant = csv_text(t->csv, row, c->quant)};
     for (int back = 1; back <= t->kernel_count; back++) {
         const struct timing_kernel *k = &t->kernels[t->kernel_count - back];
         if (strcmp(k->gpu, key.gpu) == 0 && strcmp(k->kernel, key.kernel) == 0 &&
-            strcmp(k->quant, key.quant) == 0 && strcmp(k->framework, key.framework) == 0)
+            strcmp(k->quant, key.quant) == 0 && strcmp(k->framework, key.framework) == 0 &&
+            strcmp(k->version, key.version) == 0)
             return t->kernel_count - back;
     }
     const struct device *device = device_find(key.gpu, err);
@@ -79,6 +90,7 @@ static int kernel_of(struct timings *t, const struct columns *c, int64_t row, st
     }
     key.weight_bytes = format->weight_bytes;
     key.constants = constants_find(device, key.framework, key.kernel, key.quant);
+    key.origin = constant_origin_name(key.constants.origin);
     t->kernels = more;
     t->kernels[t->kernel_count] = key;
     return t->kernel_count++;
@@ -86,7 +98,7 @@ static int kernel_of(struct timings *t, const struct columns *c, int64_t row, st
 
 static bool read_row(struct timings *t, const struct columns *c, int64_t row, struct err *err) {
     struct timing_row *out = &t->rows[row];
-    int64_t hidden, inter, topk, experts, ranks, gated = 1, tensor = 1;
+    int64_t hidden, inter, topk, experts, ranks, gated = 1, tensor = 1, slots = 0;
     const int64_t big = 1 << 20;
     if (!csv_int(t->csv, row, c->hidden, 1, big, &hidden, err) ||
         !csv_int(t->csv, row, c->inter, 1, big, &inter, err) ||
@@ -96,25 +108,35 @@ static bool read_row(struct timings *t, const struct columns *c, int64_t row, st
         !csv_int(t->csv, row, c->tokens, 1, 1 << 24, &out->tokens, err) ||
         !csv_real(t->csv, row, c->latency, 1e-9, 1e9, &out->latency_ms, err) ||
         (c->gated >= 0 && !csv_int(t->csv, row, c->gated, 0, 1, &gated, err)) ||
-        (c->tensor >= 0 && !csv_int(t->csv, row, c->tensor, 1, inter, &tensor, err)))
+        (c->tensor >= 0 && !csv_int(t->csv, row, c->tensor, 1, inter, &tensor, err)) ||
+        (c->slots >= 0 && !csv_int(t->csv, row, c->slots, experts, 65536, &slots, err)))
         return false;
-    if (experts % ranks != 0)
+    if (experts % ranks != 0 || slots % ranks != 0)
         return err_set(err, ERR_DATA,
                        "%s: line %lld: moe_ep: found %lld, which does not divide "
                        "%lld experts",
-                       csv_name(t->csv), (long long)row + 2, (long long)ranks, (long long)experts);
+                       csv_name(t->csv), (long long)row + 2, (long long)ranks,
+                       (long long)(experts % ranks ? experts : slots));
     out->kernel = kernel_of(t, c, row, err);
     if (out->kernel < 0) return false;
     struct err unknown;
     out->flagged = strcmp(text_or(t->csv, row, c->flag, "ok"), "ok") != 0;
     out->unknown_law = !load_law_parse(csv_text(t->csv, row, c->distribution), &out->law, &unknown);
-    out->group = (struct load_group){(int)experts, (int)topk, (int)ranks, out->tokens};
-    out->shape = (struct layer_shape){.hidden = (double)hidden,
-                                      .inter = (double)inter / (double)tensor,
-                                      .matrices = gated ? 3 : 2,
-                                      .weight_bytes = t->kernels[out->kernel].weight_bytes,
-                                      .topk = (int)topk,
-                                      .local_experts = (double)experts / (double)ranks};
+    if (slots > experts && !out->law.eplb) out->unknown_law = true; /* replicas of which experts? */
+    out->group = (struct load_group){(int)experts, (int)topk, (int)ranks, out->tokens,
+                                     out->law.eplb ? (int)slots : 0};
+    if (is_sglang_wide_ep(c) && out->law.kind == LOAD_UNIFORM &&
+        out->group.tokens * topk < 128 * experts &&
+        strcmp(csv_text(t->csv, row, c->phase), "context") == 0)
+        out->flagged = true;
+    out->model_inter = (double)inter;
+    out->shape =
+        (struct layer_shape){.hidden = (double)hidden,
+                             .inter = (double)inter / (double)tensor,
+                             .matrices = gated ? 3 : 2,
+                             .weight_bytes = t->kernels[out->kernel].weight_bytes,
+                             .topk = (int)topk,
+                             .local_experts = (double)(slots ? slots : experts) / (double)ranks};
     return true;
 }
 
@@ -129,6 +151,8 @@ static int compare_group(const struct timing_row *a, const struct timing_row *b)
     if (!d) d = by_number(a->group.experts, b->group.experts);
     if (!d) d = by_number(a->group.topk, b->group.topk);
     if (!d) d = by_number(a->group.ranks, b->group.ranks);
+    if (!d) d = by_number(a->law.eplb, b->law.eplb);
+    if (!d) d = by_number(a->group.slots, b->group.slots);
     return d ? d : by_number((double)a->tokens, (double)b->tokens);
 }
 
@@ -175,6 +199,13 @@ static bool expect_all(struct timings *t, int threads, struct err *err) {
     return ok;
 }
 
+static void predict(const struct timings *t, struct timing_row *row) {
+    row->predicted_ms = NAN;
+    if (!row->unknown_law)
+        row->predicted_ms = layer_time_ms(&t->kernels[row->kernel].constants.layer, &row->shape,
+                                          &row->load, (double)row->tokens);
+}
+
 bool timings_read(struct timings *timings, const char *path, int threads, struct err *err) {
     *timings = (struct timings){0};
     struct columns columns = {0};
@@ -191,6 +222,7 @@ bool timings_read(struct timings *timings, const char *path, int threads, struct
     }
     for (int64_t i = 0; ok && i < timings->count; i++) ok = read_row(timings, &columns, i, err);
     ok = ok && expect_all(timings, threads, err);
+    for (int64_t i = 0; ok && i < timings->count; i++) predict(timings, &timings->rows[i]);
     if (!ok) timings_free(timings);
     return ok;
 }
@@ -206,11 +238,6 @@ void timings_free(struct timings *timings) {
 
 static double error_of(double predicted_ms, double measured_ms) {
     return fabs(predicted_ms / measured_ms - 1);
-}
-
-static double formula_ms(const struct timings *t, const struct timing_row *row) {
-    return layer_time_ms(&t->kernels[row->kernel].constants.layer, &row->shape, &row->load,
-                         (double)row->tokens);
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -233,6 +260,8 @@ static void add_quantile(struct table *table, struct sample *sample, double shar
 
 enum { SAMPLE_OK, SAMPLE_PROXY, SAMPLE_ROOFLINE, SAMPLE_ALL, SAMPLES };
 
+static bool is_modelled(const struct timing_row *row) { return !isnan(row->predicted_ms); }
+
 static bool is_of(const struct timing_row *row, int kernel, bool decode) {
     return row->kernel == kernel && (row->tokens <= DECODE_TOKENS) == decode;
 }
@@ -242,16 +271,16 @@ static void validate_one(const struct timings *t, int kernel, bool decode,
     const struct timing_kernel *k = &t->kernels[kernel];
     int64_t rows = 0, unmodelled = 0, ok = 0;
     for (int64_t i = 0; i < t->count; i++)
-        ok += is_of(&t->rows[i], kernel, decode) && !t->rows[i].flagged && !t->rows[i].unknown_law;
+        ok += is_of(&t->rows[i], kernel, decode) && !t->rows[i].flagged && is_modelled(&t->rows[i]);
     for (int s = 0; s < SAMPLES; s++) samples[s].count = 0;
     for (int64_t i = 0; i < t->count; i++) {
         const struct timing_row *row = &t->rows[i];
         if (!is_of(row, kernel, decode)) continue;
         rows++;
-        unmodelled += row->unknown_law;
-        if (row->unknown_law) continue;
+        unmodelled += !is_modelled(row);
+        if (!is_modelled(row)) continue;
         double found[SAMPLES];
-        found[SAMPLE_OK] = found[SAMPLE_ALL] = error_of(formula_ms(t, row), row->latency_ms);
+        found[SAMPLE_OK] = found[SAMPLE_ALL] = error_of(row->predicted_ms, row->latency_ms);
         found[SAMPLE_PROXY] =
             error_of(layer_proxy_ms(&k->constants.proxy, &row->shape, &row->load), row->latency_ms);
         found[SAMPLE_ROOFLINE] = error_of(
@@ -275,7 +304,8 @@ static void validate_one(const struct timings *t, int kernel, bool decode,
     add_quantile(table, &samples[SAMPLE_ALL], 0.5);
     add_quantile(table, &samples[SAMPLE_ALL], 0.9);
     table_int(table, unmodelled);
-    table_text(table, constant_origin_name(k->constants.origin));
+    table_text(table, k->origin);
+    table_text(table, k->version);
 }
 
 struct table *timings_validate(const struct timings *timings, struct err *err) {
@@ -293,7 +323,8 @@ struct table *timings_validate(const struct timings *timings, struct err *err) {
                                                   {"median_ape_all", "", TABLE_REAL},
                                                   {"p90_ape_all", "", TABLE_REAL},
                                                   {"unmodelled", "", TABLE_INT},
-                                                  {"origin", "", TABLE_TEXT}};
+                                                  {"origin", "", TABLE_TEXT},
+                                                  {"version", "", TABLE_TEXT}};
     struct table *table = table_create(columns, sizeof columns / sizeof *columns, err);
     struct sample samples[SAMPLES] = {0};
     bool ok = table != NULL;
@@ -336,7 +367,7 @@ static void worst_row(const struct timings *t, struct ranked ranked, struct tabl
     table_int(table, row->tokens);
     table_int(table, row->group.ranks);
     table_real(table, row->latency_ms);
-    table_real(table, formula_ms(t, row));
+    table_real(table, row->predicted_ms);
     table_real(table, ranked.error);
 }
 
@@ -355,8 +386,8 @@ struct table *timings_worst(const struct timings *timings, int64_t count, struct
     int64_t found = 0;
     for (int64_t i = 0; ok && i < timings->count; i++) {
         const struct timing_row *row = &timings->rows[i];
-        if (row->flagged || row->unknown_law) continue;
-        all[found++] = (struct ranked){error_of(formula_ms(timings, row), row->latency_ms), i};
+        if (row->flagged || !is_modelled(row)) continue;
+        all[found++] = (struct ranked){error_of(row->predicted_ms, row->latency_ms), i};
     }
     if (ok) qsort(all, (size_t)found, sizeof *all, compare_ranked);
     for (int64_t i = 0; ok && i < found && i < count; i++) worst_row(timings, all[i], table);

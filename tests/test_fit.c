@@ -81,7 +81,7 @@ static void make_rows(struct timing_row *rows, double noise, double outlier_shar
         struct timing_row *row = &rows[i];
         struct err err = {0};
         *row = (struct timing_row){.tokens = 1 << (i % 15)};
-        row->group = (struct load_group){i % 2 ? 128 : 256, 8, 1 << (i / 15 % 5), row->tokens};
+        row->group = (struct load_group){i % 2 ? 128 : 256, 8, 1 << (i / 15 % 5), row->tokens, 0};
         row->law = law;
         row->shape = (struct layer_shape){hidden[i / 75 % 3],
                                           inter[i / 225 % 2],
