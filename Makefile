@@ -45,7 +45,11 @@ BENCH_O := $(patsubst %.c,$(O)/%.o,$(wildcard tests/bench/*.c) tests/support_log
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 LIB     := $(O)/libsteelyard.a
 
-all: $(B)/steelyard $(if $(SAN),,$(B)/steelyard.so) ## the program: build/steelyard, and its SQLite extension
+# MPI is optional: where mpicc is (MPICC= does without), a module that the program loads under mpirun
+MPICC   ?= $(shell command -v mpicc 2>/dev/null)
+MODULES := $(if $(SAN),,$(B)/steelyard.so $(if $(MPICC),$(O)/steelyard-mpi.so $(B)/steelyard-mpi.so))
+
+all: $(B)/steelyard $(MODULES) ## the program: build/steelyard, its SQLite extension, its MPI module
 
 # replaced whenever it differs: another mode may have been built in between
 $(B)/steelyard: $(O)/steelyard .FORCE ; $(Q)cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
@@ -58,6 +62,10 @@ EXT     := traces/extension/steelyard.c traces/score_table.c traces/score_plan.c
 EXT_O   := $(filter $(O)/router/%,$(OBJECTS)) $(O)/base/err.o $(O)/base/str.o
 $(B)/steelyard.so: $(EXT) $(wildcard traces/score_*.h traces/half.h) $(EXT_O)
 	@echo "  LD  $@"; $(CC) $(CFLAGS_) -DSTEELYARD_EXTENSION -shared -Wl,-Bsymbolic -Wl,-z,defs -o $@.new $(EXT) $(EXT_O) -lm && mv $@.new $@
+
+$(B)/steelyard-mpi.so: $(O)/steelyard-mpi.so .FORCE ; $(Q)cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
+$(O)/steelyard-mpi.so: cli/mpi/module.c cli/mpi/module.h $(O)/base/str.o $(O)/base/err.o
+	@echo "  LD  $@"; $(MPICC) $(CFLAGS_) -shared -Wl,-Bsymbolic -o $@.new $(filter %.c %.o,$^) && mv $@.new $@
 
 # every object also depends on the embedded texts' list and on the flags of this Makefile
 $(O)/%.o: %.c Makefile | $(B)/embed/embed.h
@@ -84,7 +92,7 @@ $(O)/tests/%.o: CFLAGS_ += -Wno-missing-prototypes
 $(O)/tests/main.o: CFLAGS_ += -I$(O)/tests
 $(O)/tests/main.o: $(O)/tests/list.h
 $(O)/run-tests: $(TEST_O) $(LIB) ; @echo "  LD  $@"; $(CC) -o $@ $(TEST_O) $(LIB) $(LIBS) -lcmocka
-check: $(O)/run-tests $(O)/steelyard $(if $(SAN),,$(B)/steelyard.so) $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
+check: $(O)/run-tests $(O)/steelyard $(MODULES) $(if $(T),,corpora) ## build and run the tests (T=name runs one group)
 	$(Q)STEELYARD=$(O)/steelyard $(O)/run-tests $(T)
 corpora: $(FUZZERS:%=$(O)/replay-%) ## run every fuzz target over its stored corpus
 	$(Q)for f in $(FUZZERS); do $(O)/replay-$$f tests/fuzz/corpus/$$f || exit 1; done
@@ -94,7 +102,8 @@ fuzz: ## build the libFuzzer targets in build/fuzz-address-undefined
 	$(Q)$(MAKE) --no-print-directory CC=clang FUZZ=1 MODE=fuzz SAN=address,undefined fuzzers
 fuzzers: $(FUZZERS:%=$(O)/fuzz-%)
 $(O)/fuzz-%: tests/fuzz/fuzz_%.c $(LIB) ; @echo "  LD  $@"; clang $(CFLAGS_) -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $^ $(LIBS)
-test: deps ## install what the tests need and run them all
+test: ## install what the tests need and run them all
+	$(Q)sh tests/deps.sh libopenmpi-dev openmpi-bin
 	$(Q)$(MAKE) --no-print-directory check
 sanitize: ## the tests under AddressSanitizer and UBSan
 	$(Q)$(MAKE) --no-print-directory SAN=address,undefined MODE=debug check
@@ -111,7 +120,9 @@ lint: $(B)/embed/embed.h ## layer arrows, headers alone, function length, format
 format: ## put all sources into the house format
 	$(Q)git ls-files '*.c' '*.h' | grep -v '^models/' | xargs clang-format -i
 deps: ; $(Q)sh tests/deps.sh
-install: all ; install -D $(B)/steelyard $(DESTDIR)$(PREFIX)/bin/steelyard
+install: all
+	install -D $(B)/steelyard $(DESTDIR)$(PREFIX)/bin/steelyard
+	$(if $(MPICC),install -D $(B)/steelyard-mpi.so $(DESTDIR)$(PREFIX)/lib/steelyard/steelyard-mpi.so)
 clean: ; rm -rf $(B)
 help: ; @grep -hE '^[a-z]+:.*##' Makefile | sed -e 's/:.*##/\t/' | expand -t 12
 

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "base/table.h"
-#include "base/threads.h"
 #include "cli/commands.h"
+#include "cli/processes.h"
 #include "cli/progress.h"
 #include "sim/auto_rate.h"
 #include "sim/outcome.h"
@@ -124,10 +124,8 @@ static bool note_loop(const struct trace *trace, struct str *notes, struct err *
     return true;
 }
 
-/* Rates that are looked for are found here, before anything is written. */
-static bool make_plan(struct replay_command *c, const struct source *source,
-                      const struct progress *progress, struct plan *plan, struct err *err) {
-    int threads = c->threads > 0 ? (int)c->threads : cpu_count();
+static bool make_plan(struct replay_command *c, const struct source *source, struct plan *plan,
+                      struct err *err) {
     if (!variant_set_build(&plan->set, &c->lists, source, err) ||
         !note_loop(source->context, &plan->set.notes, err))
         return false;
@@ -135,11 +133,18 @@ static bool make_plan(struct replay_command *c, const struct source *source,
         plan->order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
         if (!plan->order) return false;
     }
-    plan->options = (struct replay_options){.threads = (int)c->threads, .order = plan->order};
+    return true;
+}
+
+/* Rates that are looked for are found here, before anything is written. */
+static bool find_rates(struct replay_command *c, const struct source *source,
+                       const struct progress *progress, struct plan *plan, struct err *err) {
+    plan->options = (struct replay_options){
+        .threads = (int)c->threads, .order = plan->order, .processes = processes_here()};
     if (!auto_rates(&plan->set, source, &plan->options, progress, err)) return false;
     plan->options.losses = c->losses;
     plan->options.optimum = c->optimum;
-    plan->options.documents = outcome_keeps_documents(&plan->set, source, threads);
+    plan->options.documents = outcome_keeps_documents(&plan->set, source);
     if (!plan->options.documents)
         str_puts(&plan->set.notes, "loads per document are not kept: too many documents and "
                                    "variants (use fewer variants at a time)\n");
@@ -172,32 +177,41 @@ static bool note_replaced(const struct replay_command *c, struct trace *trace, s
     return former != NULL;
 }
 
-/* Builds the variants, replays them and commits; the notes end on stderr. */
+static bool leads(void) { return processes_alone(processes_here()) || processes_here()->rank == 0; }
+
+/* The result is written by one process. */
+static bool begin_result(struct replay_command *c, struct trace *trace, const struct source *source,
+                         struct plan *plan, struct outcome *outcome, struct err *err) {
+    struct result *result = make_result(c, trace, plan, source, err);
+    return result && outcome_begin(outcome, result, &plan->set, source->documents, err);
+}
+
+/* Replays the variants and commits; the notes end on stderr. Collective. */
 static bool replay_into(struct replay_command *c, struct trace *trace, const struct source *source,
-                        struct err *err) {
-    struct plan plan = {0};
+                        struct plan *plan, struct err *err) {
+    struct processes *all = processes_here();
     struct outcome outcome = {0};
     struct str replaced = {0};
     struct progress_line line;
-    progress_begin(&line, "replay");
-    bool ok =
-        note_replaced(c, trace, &replaced, err) && make_plan(c, source, &line.progress, &plan, err);
-    struct result *result = ok ? make_result(c, trace, &plan, source, err) : NULL;
-    ok = result && outcome_begin(&outcome, result, &plan.set, source->documents, err);
+    progress_begin(&line, leads() ? "replay" : NULL);
+    bool ok = find_rates(c, source, &line.progress, plan, err);
+    if (ok && leads())
+        ok = note_replaced(c, trace, &replaced, err) &&
+             begin_result(c, trace, source, plan, &outcome, err);
+    ok = processes_agree(all, ok, err);
     if (ok) {
         const struct replay_sink sink = outcome_sink(&outcome);
-        ok = replay_run(&plan.set, source, &plan.options, &sink, &line.progress, err);
+        ok = replay_run(&plan->set, source, &plan->options, &sink, &line.progress, err);
     }
     progress_end(&line);
-    ok = ok && outcome_commit(&outcome, err);
-    if (ok) {
+    ok = ok && (!leads() || outcome_commit(&outcome, err));
+    if (ok && leads()) {
         print_notes(str_text(&replaced));
-        print_notes(str_text(&plan.set.notes));
+        print_notes(str_text(&plan->set.notes));
         print_notes(str_text(&outcome.notes));
     }
     str_free(&replaced);
     outcome_abandon(&outcome);
-    plan_free(&plan);
     return ok;
 }
 
@@ -215,17 +229,36 @@ static bool print_summary(const struct replay_command *c, const char *path, stru
     return ok;
 }
 
+/* What is replayed, under which variants: what each process finds out by itself. */
+static bool open_plan(struct replay_command *c, struct trace *trace, struct source *source,
+                      struct plan *plan, struct err *err) {
+    bool ids = trace_layers(trace) > 0 && trace_layer(trace, 0)->holds == TRACE_IDS;
+    return (ids ? source_open_choices(source, trace, err)
+                : source_open_trace(source, trace, NULL, err)) &&
+           make_plan(c, source, plan, err);
+}
+
+/* Do all processes replay the same trace under the same options? */
+static bool same_work(const struct replay_command *c, const struct trace *trace, struct err *err) {
+    struct str work = {0};
+    describe_options(c, &work);
+    str_printf(&work, " %s", trace_identity(trace));
+    bool ok = processes_same(processes_here(), str_text(&work), "trace and options", err);
+    str_free(&work);
+    return ok;
+}
+
 static bool replay_trace(struct replay_command *c, const char *path, struct err *err) {
     struct source source = {0};
+    struct plan plan = {0};
     struct trace *trace = trace_open(path, err);
-    if (!trace) return false;
-    bool ids = trace_layers(trace) > 0 && trace_layer(trace, 0)->holds == TRACE_IDS;
-    bool ok = (ids ? source_open_choices(&source, trace, err)
-                   : source_open_trace(&source, trace, NULL, err)) &&
-              replay_into(c, trace, &source, err);
+    bool ok = trace && open_plan(c, trace, &source, &plan, err);
+    ok = processes_agree(processes_here(), ok, err) && same_work(c, trace, err) &&
+         replay_into(c, trace, &source, &plan, err);
+    plan_free(&plan);
     source_free(&source);
     trace_free(trace);
-    return ok && print_summary(c, c->out ? c->out : path, err);
+    return ok && (!leads() || print_summary(c, c->out ? c->out : path, err));
 }
 
 static void release(struct replay_command *c) {
@@ -274,12 +307,12 @@ static bool run(const struct command *command, int argc, char **argv, struct err
     bool ok = options_parse(command, options, argc, argv, &rest, &done, err);
     if (ok && !done && rest.count != 1)
         ok = err_set(err, ERR_USAGE, "found %d files, expected one RUN.db", rest.count);
-    if (ok && !done)
-        ok = output_is_no_input(c.out, rest.items, 1, err) && read_lists(&c, err) &&
-             replay_trace(&c, rest.items[0], err);
+    if (ok && !done) ok = output_is_no_input(c.out, rest.items, 1, err) && read_lists(&c, err);
+    ok = processes_agree(processes_here(), ok, err);
+    if (ok && !done) ok = replay_trace(&c, rest.items[0], err);
     text_list_free(&rest);
     release(&c);
-    return ok;
+    return processes_agree(processes_here(), ok, err);
 }
 
 const struct command command_replay = {
@@ -288,4 +321,5 @@ const struct command command_replay = {
     .summary = "run recorded router scores under other gates and bias rules",
     .example = "steelyard replay RUN.db --score softmax,sigmoid --bias-rule none,sign "
                "--bias-rate 0.001,0.01 --out RESULT.db",
-    .run = run};
+    .run = run,
+    .divides = true};

@@ -82,9 +82,9 @@ static bool run(const struct command *command, int argc, char **argv, struct err
 }
 
 const struct command command_tokenize = {
-    "tokenize",
-    "MODEL|tokenizer.json [FILE...]",
-    "print the token ids of texts, one document a line",
-    "steelyard tokenize models/v3-lossfree README.md",
-    run,
+    .name = "tokenize",
+    .arguments = "MODEL|tokenizer.json [FILE...]",
+    .summary = "print the token ids of texts, one document a line",
+    .example = "steelyard tokenize models/v3-lossfree README.md",
+    .run = run,
 };

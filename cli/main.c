@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/processes.h"
 
 static const struct command *const commands[] = {
 #define X(name) &command_##name,
@@ -28,6 +29,13 @@ static const struct command *find(const char *name) {
     return NULL;
 }
 
+static void print_error(const struct command *command, const struct err *err) {
+    fprintf(stderr, "steelyard %s: %s\n", command->name, err->text);
+    if (err->code == ERR_USAGE)
+        fprintf(stderr, "usage: steelyard %s %s   (--help for more)\n", command->name,
+                command->arguments);
+}
+
 int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); /* a closed reader is a write error like any other */
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
@@ -47,13 +55,9 @@ int main(int argc, char **argv) {
         return 2;
     }
     struct err err = {0};
-    if (command->run(command, argc - 1, argv + 1, &err)) {
-        if (fflush(stdout) == 0) return 0;
-        err_errno(&err, "standard output", "cannot write");
-    }
-    fprintf(stderr, "steelyard %s: %s\n", command->name, err.text);
-    if (err.code == ERR_USAGE)
-        fprintf(stderr, "usage: steelyard %s %s   (--help for more)\n", command->name,
-                command->arguments);
-    return err_status(err.code);
+    bool ok = processes_join(command, &err) && command->run(command, argc - 1, argv + 1, &err);
+    if (ok && fflush(stdout) != 0) ok = err_errno(&err, "standard output", "cannot write");
+    if (!ok && processes_speaker()) print_error(command, &err);
+    processes_leave();
+    return ok ? 0 : err_status(err.code);
 }

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include "base/file.h"
-#include "base/threads.h"
 #include "cli/progress.h"
 #include "sim/outcome.h"
 #include "sim/replay.h"
@@ -32,8 +31,7 @@ static bool replay(const struct trace *trace, const char *out, struct err *err) 
     struct result *result = ok ? result_create(trace, out, false, &experiment, err) : NULL;
     ok = result && outcome_begin(&outcome, result, &set, source.documents, err);
     if (ok) {
-        struct replay_options options = {.documents =
-                                             outcome_keeps_documents(&set, &source, cpu_count())};
+        struct replay_options options = {.documents = outcome_keeps_documents(&set, &source)};
         struct replay_sink sink = outcome_sink(&outcome);
         progress_begin(&line, "native replay");
         ok = replay_run(&set, &source, &options, &sink, &line.progress, err);

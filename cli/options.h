@@ -43,6 +43,7 @@ struct command {
     const char *example;   /* a line that runs, shown by --help */
     /* Returns true when done; err's code gives the exit status. */
     bool (*run)(const struct command *command, int argc, char **argv, struct err *err);
+    bool divides; /* runs as several processes too (mpirun) */
 };
 
 /* Parses argv[1..argc). On --help prints the command's help to stdout and sets *done. Positional

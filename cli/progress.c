@@ -38,7 +38,7 @@ static bool report(void *context, const char *what, int64_t done, int64_t total,
     struct progress_line *line = context;
     double now = clock_seconds();
     double every = isatty(2) ? 0.2 : 5;
-    bool wanted = isatty(2) || (forced() && strcmp(forced(), "0") != 0);
+    bool wanted = line->label && (isatty(2) || (forced() && strcmp(forced(), "0") != 0));
     if (wanted && now - line->started >= 2 && now - line->shown >= every) {
         line->shown = now;
         draw(line, what, done, total, unit, now - line->started);

@@ -15,6 +15,7 @@ struct progress_line {
     int64_t base; /* units already done before this run (resume) */
 };
 
+/* label = NULL: nothing is drawn, Ctrl-C still stops. */
 void progress_begin(struct progress_line *line, const char *label);
 /* Clears the line. */
 void progress_end(struct progress_line *line);

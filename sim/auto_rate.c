@@ -42,10 +42,8 @@ static bool evaluate(struct search *s, const double *rate, int count, double *va
     options.documents = false;
     set.variant = calloc((size_t)count, sizeof *set.variant);
     set.at = calloc((size_t)count * (size_t)layers, sizeof *set.at);
-    if (!set.variant || !set.at) {
-        err_memory(err, "rates");
-        goto done;
-    }
+    bool made = (set.variant && set.at) || err_memory(err, "rates");
+    if (!processes_agree(options.processes, made, err)) goto done;
     for (int i = 0; i < count; i++) {
         set.variant[i] = *s->model;
         set.variant[i].number = i + 1;
@@ -55,6 +53,7 @@ static bool evaluate(struct search *s, const double *rate, int count, double *va
     }
     const struct replay_sink sink = {add_objective, &objectives};
     ok = replay_run(&set, s->source, &options, &sink, s->progress, err);
+    if (ok) processes_share(options.processes, &objectives, sizeof objectives);
     for (int i = 0; i < count; i++) value[i] = objectives.sum[i] / layers;
     s->replays++;
 done:

@@ -140,12 +140,11 @@ void outcome_abandon(struct outcome *outcome) {
     *outcome = (struct outcome){0};
 }
 
-bool outcome_keeps_documents(const struct variant_set *variants, const struct source *source,
-                             int threads) {
-    const double most_cells = 32e6, most_rows = 1e6; /* 256 MB of counts in flight; blobs written */
+bool outcome_keeps_documents(const struct variant_set *variants, const struct source *source) {
+    const double most_cells = 16e6, most_rows = 1e6; /* 128 MB of counts a thread; blobs written */
     int experts = 0;
     for (int l = 0; l < source->layers; l++)
         experts = source->layer[l].experts > experts ? source->layer[l].experts : experts;
     double per_layer = (double)variants->count * (double)source->documents;
-    return per_layer * experts * threads <= most_cells && per_layer * source->layers <= most_rows;
+    return per_layer * experts <= most_cells && per_layer * source->layers <= most_rows;
 }

@@ -34,8 +34,8 @@ bool outcome_commit(struct outcome *outcome, struct err *err);
 /* Gives up: the file stays as it was. Releases everything. */
 void outcome_abandon(struct outcome *outcome);
 
-/* Would loads per document of this many cells be too much to keep in memory and in the result? */
-bool outcome_keeps_documents(const struct variant_set *variants, const struct source *source,
-                             int threads);
+/* Would loads per document of this many cells be too much to keep in memory and in the result? The
+ * answer is the same for any number of threads and processes. */
+bool outcome_keeps_documents(const struct variant_set *variants, const struct source *source);
 
 #endif

@@ -1,9 +1,10 @@
-/* replay.c - deals the jobs of a replay to threads and hands their rows on in order
+/* replay.c - deals the jobs of a replay to threads and processes and hands their rows on in order
  *
  * A job is (layer, share of the variants). With enough layers a share is everything; with few, the
- * variants are divided too, at the price of reading a layer once per share. Rows are handed to the
- * sink under one lock, layer by layer: whoever finishes the last share of the next layer does it.
- */
+ * variants are divided too, at the price of reading a layer once per share. Jobs are dealt to the
+ * processes like cards, so that the layers of all come to rank 0 about in order. Rows are handed to
+ * the sink under one lock, layer by layer: whoever finishes the last share of the next layer does
+ * it. */
 #include "sim/replay.h"
 
 #include <pthread.h>
@@ -13,9 +14,14 @@
 #include "base/rng.h"
 #include "base/threads.h"
 #include "sim/layer_run.h"
+#include "sim/rows.h"
 
 struct state {
     struct replay_job job;
+    struct pool *pool;
+    struct division division;
+    int64_t *mine; /* [mine_count] jobs of this process */
+    int64_t mine_count;
     const struct replay_sink *sink;
     const struct progress *progress;
     struct layer_run *run; /* [layers, shares] */
@@ -74,21 +80,74 @@ static void hand_on(struct state *s, int64_t job) {
     }
 }
 
+/* A job is done: at rank 0, or when alone, it is handed on in its turn. */
+static void settle(struct state *s, int64_t job, bool ok, const struct err *err) {
+    pthread_mutex_lock(&s->lock);
+    if (ok) {
+        s->left[job / s->job.shares]--;
+        hand_on(s, job);
+    } else {
+        remember(s, job, err);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Sends the rows of a job that is done to rank 0, after its number. */
+static bool post(struct state *s, int64_t job, struct err *err) {
+    struct str message = {0};
+    division_begin(&message);
+    str_append(&message, &job, sizeof job);
+    rows_write(&message, &s->job, &s->run[job], (int)(job % s->job.shares));
+    layer_run_free(&s->run[job]);
+    return division_post(&s->division, &message, err);
+}
+
 static void run_job(void *context, int64_t index, int worker) {
     struct state *s = context;
     struct err err;
-    int layer = (int)(index / s->job.shares), share = (int)(index % s->job.shares);
+    int64_t job = s->mine[index];
+    int layer = (int)(job / s->job.shares), share = (int)(job % s->job.shares);
     (void)worker;
     if (atomic_load(&s->stop)) return;
-    bool ok = layer_run(&s->run[index], &s->job, layer, share, &err);
+    bool ok = layer_run(&s->run[job], &s->job, layer, share, &err);
+    bool far = !processes_alone(s->division.processes) && s->division.processes->rank > 0;
+    if (far && ok) ok = post(s, job, &err);
+    if (!far || !ok) settle(s, job, ok, &err);
+}
+
+/* ---- the part of this process, and what comes from the others */
+
+static bool verdict(struct state *s, int64_t *where, struct err *err) {
     pthread_mutex_lock(&s->lock);
-    if (ok) {
-        s->left[layer]--;
-        hand_on(s, index);
-    } else {
-        remember(s, index, &err);
-    }
+    bool ok = s->failed_job < 0;
+    *where = s->failed_job;
+    if (!ok) *err = s->err;
     pthread_mutex_unlock(&s->lock);
+    return ok;
+}
+
+static bool compute(void *context, int64_t *where, struct err *err) {
+    struct state *s = context;
+    pool_run(s->pool, s->mine_count, run_job, s);
+    return verdict(s, where, err);
+}
+
+/* Rows of another process's job. */
+static bool take(void *context, const char *bytes, size_t size, int64_t *where, struct err *err) {
+    struct state *s = context;
+    struct err failure = {0};
+    int64_t job;
+    memcpy(&job, bytes, sizeof job);
+    bool ok = rows_read(&s->run[job], &s->job, (int)(job % s->job.shares), bytes + sizeof job,
+                        size - sizeof job, &failure);
+    settle(s, job, ok, &failure);
+    step(s, s->job.source->tokens);
+    return verdict(s, where, err);
+}
+
+static void stop(void *context) {
+    struct state *s = context;
+    atomic_store(&s->stop, true);
 }
 
 /* ---- setting up */
@@ -99,12 +158,16 @@ static int root(const struct variant_set *set, int i) {
     return i;
 }
 
-/* Shares are needed only when there are too few layers to go round. */
+/* Shares are needed only when there are too few layers to go round: the fewest with which threads
+ * (of all processes) are busy for 85 % of the time, were all jobs equal. */
 static int count_shares(const struct variant_set *set, int layers, int threads) {
-    int roots = 0;
+    int roots = 0, shares = 1;
     for (int i = 0; i < set->count; i++) roots += set->variant[i].same_as == 0;
-    if (threads == 1 || layers >= 4 * threads || layers % threads == 0) return 1;
-    return roots < threads ? roots : threads;
+    for (; shares < roots && shares < threads; shares++) {
+        int64_t jobs = (int64_t)layers * shares, rounds = (jobs + threads - 1) / threads;
+        if ((double)jobs >= 0.85 * (double)(rounds * threads)) break;
+    }
+    return shares;
 }
 
 static void deal_shares(const struct variant_set *set, int shares, int *share) {
@@ -122,6 +185,20 @@ static int64_t default_chunk(const struct source *source) {
     return tokens < 1 ? 1 : tokens > 1024 ? 1024 : tokens;
 }
 
+/* Job (layer, share) belongs to rank (layer * shares + share) mod size, but moved on by one per
+ * layer where that would always give a rank the same share. */
+static bool deal_jobs(struct state *s, struct err *err) {
+    const struct processes *p = s->division.processes;
+    int64_t jobs = (int64_t)s->job.source->layers * s->job.shares;
+    int size = processes_alone(p) ? 1 : p->size, rank = size > 1 ? p->rank : 0;
+    bool turn = s->job.shares > 1 && s->job.shares % size == 0;
+    s->mine = calloc((size_t)jobs + 1, sizeof *s->mine);
+    if (!s->mine) return err_memory(err, "replay");
+    for (int64_t j = 0; j < jobs; j++)
+        if ((j + (turn ? j / s->job.shares : 0)) % size == rank) s->mine[s->mine_count++] = j;
+    return true;
+}
+
 static bool prepare(struct state *s, int *share, int threads, struct err *err) {
     const struct source *source = s->job.source;
     int64_t given = s->job.options->chunk_tokens;
@@ -136,7 +213,15 @@ static bool prepare(struct state *s, int *share, int threads, struct err *err) {
     s->left = calloc((size_t)source->layers, sizeof *s->left);
     if (!s->run || !s->left) return err_memory(err, "replay");
     for (int l = 0; l < source->layers; l++) s->left[l] = s->job.shares;
-    return true;
+    return deal_jobs(s, err);
+}
+
+/* Threads of all processes, as rank 0 counts them: all must divide the work alike. */
+static int all_threads(struct state *s) {
+    struct processes *p = s->division.processes;
+    int threads = s->pool ? pool_size(s->pool) : 1;
+    processes_share(p, &threads, sizeof threads);
+    return processes_alone(p) ? threads : threads * p->size;
 }
 
 bool replay_run(const struct variant_set *variants, const struct source *source,
@@ -146,26 +231,22 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
                       .sink = sink,
                       .progress = progress,
                       .failed_job = -1};
-    bool ok = false;
+    struct processes *processes = options->processes;
+    s.division = (struct division){
+        .processes = processes, .compute = compute, .take = take, .stop = stop, .context = &s};
     int *share = calloc((size_t)variants->count + 1, sizeof *share);
-    struct pool *pool = pool_create(options->threads, err);
     pthread_mutex_init(&s.lock, NULL);
     pthread_mutex_init(&s.report_lock, NULL);
-    if (!pool) goto done;
-    if (!share) {
-        err_memory(err, "replay");
-        goto done;
-    }
-    if (!prepare(&s, share, pool_size(pool), err)) goto done;
-    int64_t jobs = (int64_t)source->layers * s.job.shares;
-    pool_run(pool, jobs, run_job, &s);
-    ok = s.failed_job < 0;
-    if (!ok) *err = s.err;
-    for (int64_t j = 0; j < jobs; j++) layer_run_free(&s.run[j]);
-done:
+    s.pool = pool_create(processes_threads(processes, options->threads), err);
+    int threads = all_threads(&s);
+    bool ok = s.pool && (share || err_memory(err, "replay")) && prepare(&s, share, threads, err);
+    ok = processes_agree(processes, ok, err) && division_run(&s.division, err);
+    for (int64_t j = 0; s.run && j < (int64_t)source->layers * s.job.shares; j++)
+        layer_run_free(&s.run[j]);
     pthread_mutex_destroy(&s.report_lock);
     pthread_mutex_destroy(&s.lock);
-    pool_free(pool);
+    pool_free(s.pool);
+    free(s.mine);
     free(s.left);
     free(s.run);
     free(share);

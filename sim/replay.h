@@ -7,7 +7,7 @@
  * number per balance batch and, when shuffled, one per token.
  *
  * Law 3: each (layer, variant) accumulates alone and in token order, so that every figure is the
- * same bit for bit for any number of threads and any chunk size. */
+ * same bit for bit for any number of threads and processes and any chunk size. */
 #ifndef SIM_REPLAY_H
 #define SIM_REPLAY_H
 
@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/processes.h"
 #include "base/progress.h"
 #include "sim/batches.h"
 #include "sim/losses.h"
@@ -29,6 +30,7 @@ struct replay_options {
     bool losses;          /* values of training losses too (losses.h): slower */
     bool optimum;         /* the balanced optimum of the last full batch too (optimum.h): slow */
     bool documents;       /* count per document too (memory: documents x experts x variants) */
+    struct processes *processes; /* that share the work, each calling the same; NULL: this one */
 };
 
 /* The largest batch, tokens x experts, whose optimum is looked for. */
@@ -57,7 +59,8 @@ struct replay_row {
 };
 
 /* Called for every layer in order and, within it, every variant in order; never twice at a time,
- * but perhaps from different threads. Returning false stops the replay with its err. */
+ * but perhaps from different threads; of several processes only in that of rank 0. Returning false
+ * stops the replay with its err. */
 struct replay_sink {
     bool (*row)(void *context, const struct replay_row *row, struct err *err);
     void *context;

@@ -18,7 +18,7 @@ static void *copy(const void *from, size_t len) {
     return to;
 }
 
-static bool keep(void *context, const struct replay_row *row, struct err *err) {
+bool kept_add(void *context, const struct replay_row *row, struct err *err) {
     struct kept *kept = context;
     (void)err;
     if (kept->count == kept->cap) {
@@ -50,6 +50,7 @@ static bool keep(void *context, const struct replay_row *row, struct err *err) {
     digest(&to->digest, to->efficiency, n * sizeof(double));
     digest(&to->digest, row->rank_mean, (size_t)row->topk * sizeof(double));
     digest(&to->digest, row->rank_sd, (size_t)row->topk * sizeof(double));
+    if (row->document) digest(&to->document_digest, row->document, e * sizeof *row->document);
     return true;
 }
 
@@ -57,7 +58,7 @@ void kept_run(struct kept *kept, const struct variant_lists *lists, const struct
               const struct replay_options *options) {
     struct err err;
     *kept = (struct kept){0};
-    struct replay_sink sink = {keep, kept};
+    struct replay_sink sink = {kept_add, kept};
     test_ok(variant_set_build(&kept->set, lists, source, &err), &err);
     test_ok(replay_run(&kept->set, source, options, &sink, NULL, &err), &err);
     assert_int_equal(kept->count, kept->set.count * source->layers);

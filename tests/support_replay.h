@@ -20,7 +20,8 @@ struct kept_row {
     double loss[LOSS_COUNT], last_mass, optimum;
     double *maxvio, *efficiency; /* [batches] */
     int64_t *batch_tokens;
-    uint64_t digest; /* of every number of the row */
+    uint64_t digest;          /* of every number of the row but the next */
+    uint64_t document_digest; /* of the first document's loads; 0 when not counted */
 };
 
 struct kept {
@@ -32,6 +33,8 @@ struct kept {
 /* Builds the variants and runs them; fails the test when that fails. Free with kept_free. */
 void kept_run(struct kept *kept, const struct variant_lists *lists, const struct source *source,
               const struct replay_options *options);
+/* The sink of a replay that keeps the rows; context is a struct kept. */
+bool kept_add(void *kept, const struct replay_row *row, struct err *err);
 void kept_free(struct kept *kept);
 
 #endif
