@@ -12,8 +12,7 @@
 
 #include "base/arena.h"
 #include "base/threads.h"
-#include "sim/exchange.h"
-#include "sim/synthetic.h"
+#include "sim/throughput_cell.h"
 
 static const char *const regime_names[] = {
 #define X(e, name, help) name,
@@ -28,15 +27,6 @@ enum skew_regime skew_regime_of(double against_balanced) {
     return against_balanced > 1.03 ? SKEW_COSTS : SKEW_FREE;
 }
 
-/* One layer of one variant, shared by the jobs of its cells. */
-struct loaded {
-    const struct throughput_options *options;
-    int layer; /* router index */
-    int experts, topk, groups;
-    uint16_t *expert;       /* [T,k] */
-    double *whole, *domain; /* [E] tokens; domain only when asked */
-};
-
 struct running {
     struct loaded loaded;
     struct throughput_run *run;
@@ -49,197 +39,16 @@ struct running {
     struct err *errs; /* [cells] */
 };
 
-static struct placement_shape shape_of(const struct throughput_point *point,
-                                       const struct loaded *l) {
-    int per_node = l->options->cluster->device.gpus_per_node;
-    int nodes = point->ranks % per_node == 0 ? point->ranks / per_node : 1;
-    return (struct placement_shape){l->experts, l->experts + point->replicas, point->ranks, nodes,
-                                    l->groups};
-}
-
-static struct layer_shape layer_shape_of(const struct throughput_options *o, int topk,
-                                         double local_experts) {
-    return (struct layer_shape){.hidden = o->shape->hidden,
-                                .inter = o->shape->expert_inter,
-                                .matrices = 3,
-                                .weight_bytes = o->cluster->weight_bytes,
-                                .topk = topk,
-                                .local_experts = local_experts};
-}
-
-/* ---- one cell at one layer */
-
-struct work {
-    const struct loaded *l;
-    const struct serving *serving;
-    struct throughput_cell *cell;
-    struct placement_shape shape;
-    struct placement placement, before;
-    struct exchange exchange;
-    int64_t *token;   /* [G] */
-    double *weight;   /* [E] what the placement is learnt from */
-    int32_t *history; /* [batches,E], of LEARN_PREVIOUS */
-    int64_t *slowest; /* [R] batches in which a rank was the straggler */
-};
-
-static bool work_init(struct work *w, struct arena *arena, struct err *err) {
-    size_t experts = (size_t)w->l->experts;
-    bool history = w->l->options->learn == LEARN_PREVIOUS;
-    w->token = arena_alloc(arena, (size_t)w->serving->group, sizeof *w->token);
-    w->weight = arena_alloc(arena, experts, sizeof *w->weight);
-    w->slowest = arena_alloc(arena, (size_t)w->shape.ranks, sizeof *w->slowest);
-    if (history)
-        w->history = arena_alloc(arena, (size_t)w->serving->batches * experts, sizeof *w->history);
-    if (!w->token || !w->weight || !w->slowest || (history && !w->history))
-        return err_memory(err, "throughput");
-    const struct throughput_options *o = w->l->options;
-    double share = (double)w->serving->group * w->l->topk / w->l->experts;
-    w->exchange.gpus_per_node = o->cluster->device.gpus_per_node;
-    w->exchange.tokens_per_rank = w->serving->tokens_per_rank;
-    w->exchange.replica.choice = o->choice;
-    if (w->serving->phase == PHASE_TRAIN && o->capacity > 0)
-        w->exchange.capacity = (int64_t)ceil(share * o->capacity);
-    return exchange_init(&w->exchange, &w->shape, arena, err);
-}
-
-/* weight[E] <- what is known before batch b. False: nothing yet. */
-static bool learn(struct work *w, int64_t b) {
-    const struct loaded *l = w->l;
-    size_t bytes = (size_t)l->experts * sizeof *w->weight;
-    if (l->options->learn != LEARN_PREVIOUS) {
-        memcpy(w->weight, l->options->learn == LEARN_DOMAIN ? l->domain : l->whole, bytes);
-        return true;
-    }
-    memset(w->weight, 0, bytes);
-    int64_t from = b > l->options->window ? b - l->options->window : 0;
-    for (int64_t i = from; i < b; i++)
-        for (int e = 0; e < l->experts; e++) w->weight[e] += w->history[i * l->experts + e];
-    return b > 0;
-}
-
-/* Weights that move at a refresh, over the links of the rank that receives most, ms. */
-static double move_time(const struct work *w) {
-    const struct cluster *c = w->l->options->cluster;
-    int places = w->shape.slots / w->shape.ranks, most = 0;
-    for (int r = 0; r < w->shape.ranks; r++) {
-        int moves = 0;
-        for (int s = r * places; s < (r + 1) * places; s++)
-            moves += w->before.expert_of[s] != w->placement.expert_of[s];
-        most = moves > most ? moves : most;
-    }
-    const struct model_shape *m = w->l->options->shape;
-    double bytes = 3 * m->hidden * m->expert_inter * c->weight_bytes * most;
-    double gbps = w->shape.nodes > 1 ? c->device.network_gbps : c->device.link_gbps;
-    return bytes / (gbps * 1e6);
-}
-
-/* A placement for batch b where one is due. */
-static bool refresh(struct work *w, int64_t b, double *move_ms, struct err *err) {
-    const struct throughput_options *o = w->l->options;
-    bool due = b == 0 || (o->learn == LEARN_PREVIOUS && b % o->refresh == 0);
-    if (!due) return true;
-    bool known = learn(w, b);
-    enum placement_rule rule = known ? w->cell->point.placement : PLACE_CONTIGUOUS;
-    w->before = w->placement;
-    if (!placement_build(&w->placement, rule, &w->shape, w->weight, o->seed, err)) return false;
-    if (b > 0) *move_ms += move_time(w);
-    placement_free(&w->before);
-    exchange_place(&w->exchange, &w->placement);
-    return true;
-}
-
-/* Adds a batch's times to the sums of the row. */
-static void measure(struct work *w, struct throughput_layer *row) {
-    const struct throughput_options *o = w->l->options;
-    const struct layer_constants *c = &o->cluster->constants.layer;
-    int ranks = w->shape.ranks, places = w->shape.slots / ranks, straggler = 0;
-    struct layer_shape shape = layer_shape_of(o, w->l->topk, places);
-    double group = (double)w->serving->group, slowest = -1, active = 0, most = 0, busiest = 0;
-    double sum = 0;
-    for (int r = 0; r < ranks; r++) {
-        struct rank_load load;
-        rank_load_count(&load, w->exchange.slot_tokens + r * places, places);
-        double ms = layer_time_ms(c, &shape, &load, group);
-        if (ms > slowest) slowest = ms, straggler = r;
-        sum += load.assignments;
-        active += load.active;
-        most = fmax(most, load.assignments);
-        busiest = fmax(busiest, load.active);
-    }
-    struct comm_time comm = comm_time(&o->cluster->comm, w->serving->phase == PHASE_DECODE,
-                                      o->shape->hidden, w->exchange.traffic, ranks);
-    double exchange_ms = comm.dispatch_ms + comm.combine_ms;
-    w->slowest[straggler]++;
-    row->experts_ms += slowest;
-    row->comm_ms += exchange_ms;
-    row->time_ms += o->overlap ? fmax(slowest, exchange_ms) : slowest + exchange_ms;
-    row->even_ms += layer_even_time_ms(c, &shape, active / ranks, sum / ranks, group);
-    row->rank_max += most;
-    row->rank_mean += sum / ranks;
-    row->active_max += busiest;
-    row->dropped += (double)w->exchange.dropped / (group * w->l->topk);
-}
-
-static void finish(const struct work *w, struct throughput_layer *row, double balanced_ms) {
-    double batches = (double)w->serving->batches;
-    double *const sums[] = {&row->time_ms,   &row->experts_ms, &row->comm_ms,
-                            &row->move_ms,   &row->even_ms,    &row->rank_max,
-                            &row->rank_mean, &row->active_max, &row->dropped};
-    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) *sums[i] /= batches;
-    row->time_ms += row->move_ms;
-    row->balanced_ms = balanced_ms;
-    for (int r = 1; r < w->shape.ranks; r++)
-        if (w->slowest[r] > w->slowest[row->straggler]) row->straggler = r;
-}
-
-static bool run_cell(struct work *w, struct arena *arena, double balanced_ms, struct err *err) {
-    struct throughput_layer *row = &w->cell->layer[w->l->layer];
-    bool ok = work_init(w, arena, err);
-    for (int64_t b = 0; ok && b < w->serving->batches; b++) {
-        ok = refresh(w, b, &row->move_ms, err);
-        if (!ok) break;
-        serving_batch(w->serving, b, w->token);
-        exchange_batch(&w->exchange, w->token, w->serving->group, w->l->expert, w->l->topk,
-                       w->l->options->seed + (uint64_t)b);
-        if (w->history)
-            memcpy(w->history + b * w->l->experts, w->exchange.expert_tokens,
-                   (size_t)w->l->experts * sizeof *w->history);
-        measure(w, row);
-    }
-    if (ok) {
-        finish(w, row, balanced_ms);
-        memcpy(w->cell->placed + (int64_t)w->l->layer * w->cell->slots, w->placement.expert_of,
-               (size_t)w->shape.slots * sizeof(int32_t));
-    }
-    placement_free(&w->placement);
-    return ok;
-}
-
-/* Time of the experts under the balanced law of the same tokens; NaN where it has no meaning. */
-static double balanced_time(const struct throughput_cell *cell, const struct serving *serving,
-                            const struct loaded *l) {
-    struct load_law law = {.kind = LOAD_BALANCED};
-    struct load_group group = {l->experts, l->topk, cell->point.ranks, serving->group, 0};
-    struct rank_load load;
-    struct err unused;
-    if (!load_expect(&law, &group, 1, &load, &unused)) return NAN;
-    struct layer_shape shape =
-        layer_shape_of(l->options, l->topk, (double)l->experts / cell->point.ranks);
-    return layer_time_ms(&l->options->cluster->constants.layer, &shape, &load,
-                         (double)serving->group);
-}
-
 static void cell_job(void *context, int64_t job, int worker) {
     struct running *r = context;
     int index = r->jobs[job];
     const struct loaded *l = &r->loaded;
     if (isnan(r->balanced_ms[index]) || r->balanced_experts != l->experts ||
         r->balanced_topk != l->topk)
-        r->balanced_ms[index] = balanced_time(&r->run->cells[index], &r->serving[index], l);
-    struct work w = {.l = l, .serving = &r->serving[index], .cell = &r->run->cells[index]};
-    w.shape = shape_of(&w.cell->point, l);
+        r->balanced_ms[index] = cell_balanced_ms(&r->run->cells[index], l, &r->serving[index]);
     arena_reset(&r->arenas[worker]);
-    if (!run_cell(&w, &r->arenas[worker], r->balanced_ms[index], &r->errs[index]))
+    if (!cell_run(&r->run->cells[index], l, &r->serving[index], r->balanced_ms[index],
+                  &r->arenas[worker], &r->errs[index]))
         atomic_store(&r->failed, true);
 }
 
@@ -247,16 +56,16 @@ static void cell_job(void *context, int64_t job, int worker) {
 
 static void count_tokens(const struct trace *trace, struct loaded *l) {
     memset(l->whole, 0, (size_t)l->experts * sizeof *l->whole);
-    memset(l->domain, 0, (size_t)l->experts * sizeof *l->domain);
-    bool wanted = l->options->learn == LEARN_DOMAIN;
+    size_t domains = (size_t)trace_domains(trace);
+    if (l->domain) memset(l->domain, 0, domains * (size_t)l->experts * sizeof *l->domain);
     for (int64_t d = 0; d < trace_documents(trace); d++) {
         const struct trace_document *doc = trace_document(trace, d);
-        bool inside = wanted && trace_domain_of(trace, d) == l->options->domain;
+        double *domain = l->domain ? l->domain + trace_domain_of(trace, d) * l->experts : NULL;
         int64_t end = doc->first_token + doc->tokens;
         if (end > trace_tokens(trace)) end = trace_tokens(trace);
         for (int64_t i = doc->first_token * l->topk; i < end * l->topk; i++) {
             l->whole[l->expert[i]]++;
-            if (inside) l->domain[l->expert[i]]++;
+            if (domain) domain[l->expert[i]]++;
         }
     }
 }
@@ -268,6 +77,67 @@ static bool check_choices(const struct loaded *l, const char *path, int64_t toke
             return err_set(err, ERR_DATA, "%s: found expert %d of %d", path, l->expert[i],
                            l->experts);
     return true;
+}
+
+/* ---- what is kept beside the times */
+
+static bool same_batches(const struct throughput_cell *a, const struct throughput_cell *b) {
+    return a->point.variant == b->point.variant && a->point.phase == b->point.phase &&
+           a->group_tokens == b->group_tokens;
+}
+
+/* The first cell with the given load in the same batches; NULL when there is none. */
+static struct throughput_cell *load_cell(struct throughput_run *run,
+                                         const struct throughput_cell *like, const char *load) {
+    for (int i = 0; i < run->count; i++)
+        if (same_batches(&run->cells[i], like) && strcmp(run->cells[i].point.load.name, load) == 0)
+            return &run->cells[i];
+    return NULL;
+}
+
+/* Room for the load's profile in the first cell of each load and batch, where there are several
+ * loads to compare. */
+static bool keep_loads(struct throughput_run *run, int layers, struct err *err) {
+    bool several = false;
+    for (int i = 1; i < run->count; i++)
+        several |= strcmp(run->cells[i].point.load.name, run->cells[0].point.load.name) != 0;
+    for (int i = 0; several && i < run->count; i++) {
+        struct throughput_cell *cell = &run->cells[i];
+        if (cell->point.variant != 0 || load_cell(run, cell, cell->point.load.name) != cell)
+            continue;
+        cell->profile = calloc((size_t)layers * (size_t)cell->experts, sizeof *cell->profile);
+        if (!cell->profile) return err_memory(err, "loads");
+    }
+    return true;
+}
+
+static bool keep_traffic(struct throughput_run *run, int layers, struct err *err) {
+    int64_t left = THROUGHPUT_TRAFFIC;
+    for (int i = 0; i < run->count; i++) {
+        struct throughput_cell *cell = &run->cells[i];
+        int64_t size = (int64_t)cell->point.ranks * cell->point.ranks * layers;
+        if (cell->point.ranks < 2 || size > left) continue;
+        left -= size;
+        cell->traffic = calloc((size_t)size, sizeof *cell->traffic);
+        if (!cell->traffic) return err_memory(err, "traffic");
+    }
+    return true;
+}
+
+/* Distances of loads from the trace's, once all layers are done. */
+static void compare_loads(struct throughput_run *run) {
+    for (int i = 0; i < run->count; i++) {
+        struct throughput_cell *cell = &run->cells[i];
+        bool own = cell->point.load.source == LOAD_OF_TRACE;
+        const struct throughput_cell *trace = load_cell(run, cell, "trace");
+        const struct throughput_cell *load = load_cell(run, cell, cell->point.load.name);
+        cell->distance = own ? 0 : NAN;
+        if (own || !trace || *trace->lacks || *load->lacks) continue;
+        double sum = 0;
+        for (int64_t e = 0; e < (int64_t)run->layers * cell->experts; e++)
+            sum += fabs(trace->profile[e] - load->profile[e]);
+        cell->distance = sum / 2 / run->layers;
+    }
 }
 
 /* What makes a cell impossible or doubtful; sizes and memory. */
@@ -299,11 +169,11 @@ static bool prepare(struct running *r, const struct routed *routed, const int64_
                              m->expert_inter > 16384 || s->group > 65536 || p->ranks > 256 ||
                              o->cluster->constants.origin == ORIGIN_DATA_SHEET;
         if (!o->moe_only)
-            cell->rest_ms = step_rest_ms(m, o->cluster, (double)p->tokens_per_rank, o->context,
+            cell->rest_ms = step_rest_ms(m, o->cluster, (double)p->tokens_per_rank, p->context,
                                          p->phase == PHASE_DECODE);
         r->balanced_ms[i] = NAN;
     }
-    return true;
+    return keep_loads(r->run, layers, err) && keep_traffic(r->run, layers, err);
 }
 
 static bool load_layer(struct running *r, const struct routed *routed, int variant, int layer,
@@ -328,7 +198,7 @@ static bool run_layer(struct running *r, struct pool *pool, const struct routed 
     for (int i = 0; i < r->run->count; i++) {
         struct throughput_cell *cell = &r->run->cells[i];
         if (cell->point.variant != variant || *cell->lacks) continue;
-        struct placement_shape shape = shape_of(&cell->point, &r->loaded);
+        struct placement_shape shape = cell_shape(&cell->point, &r->loaded);
         struct err why = {0};
         if (placement_check(cell->point.placement, &shape, &why))
             r->jobs[jobs++] = i;
@@ -371,6 +241,12 @@ static void sum_layers(struct throughput_run *run) {
     }
 }
 
+static bool needs_domains(const struct throughput_run *run) {
+    for (int i = 0; i < run->count; i++)
+        if (run->cells[i].point.learn == LEARN_DOMAIN) return true;
+    return false;
+}
+
 static bool allocate(struct running *r, const struct routed *routed, int workers, struct err *err) {
     size_t count = (size_t)r->run->count, experts = 1;
     int topk = 1;
@@ -386,14 +262,16 @@ static bool allocate(struct running *r, const struct routed *routed, int workers
     if (tokens > INT64_MAX / 4 / topk) return err_memory(err, "choices");
     r->loaded.expert = malloc((size_t)tokens * (size_t)topk * sizeof *r->loaded.expert);
     r->loaded.whole = malloc(experts * sizeof *r->loaded.whole);
-    r->loaded.domain = malloc(experts * sizeof *r->loaded.domain);
+    if (needs_domains(r->run))
+        r->loaded.domain =
+            malloc((size_t)trace_domains(routed->trace) * experts * sizeof *r->loaded.domain);
     r->serving = calloc(count, sizeof *r->serving);
     r->balanced_ms = calloc(count, sizeof *r->balanced_ms);
     r->jobs = calloc(count, sizeof *r->jobs);
     r->errs = calloc(count, sizeof *r->errs);
     r->arenas = calloc((size_t)workers, sizeof *r->arenas);
-    if (!r->loaded.expert || !r->loaded.whole || !r->loaded.domain || !r->serving ||
-        !r->balanced_ms || !r->jobs || !r->errs || !r->arenas)
+    if (!r->loaded.expert || !r->loaded.whole || (needs_domains(r->run) && !r->loaded.domain) ||
+        !r->serving || !r->balanced_ms || !r->jobs || !r->errs || !r->arenas)
         return err_memory(err, "throughput");
     for (int w = 0; w < workers; w++) arena_init(&r->arenas[w], "throughput");
     return true;
@@ -450,7 +328,10 @@ bool throughput_run(struct throughput_run *run, const struct routed *routed,
                 ok = err_set(err, ERR_CANCELLED, "interrupted");
         }
     }
-    if (ok) sum_layers(run);
+    if (ok) {
+        sum_layers(run);
+        compare_loads(run);
+    }
     release(&r, workers);
     free(first);
     pool_free(pool);
@@ -462,6 +343,8 @@ void throughput_free(struct throughput_run *run) {
     for (int i = 0; run->cells && i < run->count; i++) {
         free(run->cells[i].layer);
         free(run->cells[i].placed);
+        free(run->cells[i].profile);
+        free(run->cells[i].traffic);
     }
     free(run->cells);
     *run = (struct throughput_run){0};

@@ -17,6 +17,7 @@
 #include "base/err.h"
 #include "base/progress.h"
 #include "base/str.h"
+#include "sim/choices_made.h"
 #include "sim/cluster.h"
 #include "sim/placement.h"
 #include "sim/routed.h"
@@ -32,29 +33,31 @@
 enum learn_from { LEARN_FROM(X) };
 #undef X
 
-/* What a placement rule, replicas and batch are. */
+/* What a cell is asked for. */
 struct throughput_point {
-    int variant; /* from 0 */
+    int variant; /* from 0; a load that no trace made has its T, k and E only */
     int ranks;
     enum placement_rule placement;
     int replicas; /* redundant slots */
     enum serving_phase phase;
     int64_t tokens_per_rank;
+    double context; /* tokens in the KV cache of a sequence */
+    enum learn_from learn;
+    int domain;      /* of LEARN_DOMAIN */
+    int64_t refresh; /* of LEARN_PREVIOUS: batches between refreshes */
+    struct load_choice load;
 };
 
 struct throughput_options {
     const struct cluster *cluster;
     const struct model_shape *shape;
     enum replica_choice choice;
-    enum learn_from learn;
-    int domain;              /* of LEARN_DOMAIN */
-    int64_t window, refresh; /* batches, of LEARN_PREVIOUS */
-    int groups;              /* of experts, for hierarchical placement; 0: the native gate's */
-    double context;          /* tokens in the KV cache of a sequence */
-    double capacity;         /* train: an expert takes at most capacity * T*k/E tokens; 0: all */
-    bool overlap;            /* communication behind computation: the longer of both counts */
-    bool moe_only;           /* leave out the rest of the step */
-    int64_t most_batches;    /* per cell */
+    int64_t window;       /* LEARN_PREVIOUS: batches looked back on */
+    int groups;           /* of experts, for hierarchical placement; 0: the native gate's */
+    double capacity;      /* train: an expert takes at most capacity * T*k/E tokens; 0: all */
+    bool overlap;         /* communication behind computation: the longer of both counts */
+    bool moe_only;        /* leave out the rest of the step */
+    int64_t most_batches; /* per cell */
     uint64_t seed;
     int threads; /* 0: one per CPU */
 };
@@ -95,7 +98,13 @@ struct throughput_cell {
     struct throughput_layer *layer; /* [layers] owned by the run */
     struct throughput_layer step;   /* sums */
     double tokens_per_s;            /* of the whole group; by the total time of all batches */
-    int32_t *placed;                /* [layers, slots] owned: expert of each slot, last batch */
+    /* Distance of this load from the trace's in the same batches: half the sum of |share - share|
+     * over experts ranked by load, mean over layers; the share of choices that would have to go
+     * elsewhere. 0: the trace's own; NaN: the trace was not asked for. */
+    double distance;
+    double *profile; /* [layers, experts] shares by rank of load, or NULL: another cell has them */
+    double *traffic; /* [layers, R, R] copies from rank to rank in a batch, or NULL: not kept */
+    int32_t *placed; /* [layers, slots] owned: expert of each slot, last batch */
     int slots, experts;
     char lacks[256]; /* not empty: this cell cannot be, for this reason */
 };
@@ -104,6 +113,9 @@ struct throughput_run {
     struct throughput_cell *cells; /* [count] */
     int count, layers;
 };
+
+/* Copies from rank to rank are kept for the first cells, up to this many numbers in all. */
+enum { THROUGHPUT_TRAFFIC = 1 << 20 };
 
 /* Runs all points. A point that cannot be (ranks that do not divide its slots) is kept, with
  * `lacks`. Release with throughput_free. */

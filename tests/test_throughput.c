@@ -230,22 +230,21 @@ static void rest_of_a_step_equals_a_calculation_by_hand(void **state) {
 
 /* ---- whole runs */
 
-static const struct throughput_point points[] = {{0, 8, PLACE_CONTIGUOUS, 0, PHASE_PREFILL, 32},
-                                                 {0, 8, PLACE_EPLB_GLOBAL, 0, PHASE_PREFILL, 32},
-                                                 {0, 8, PLACE_EPLB_GLOBAL, 8, PHASE_PREFILL, 32},
-                                                 {0, 1, PLACE_CONTIGUOUS, 0, PHASE_PREFILL, 64},
-                                                 {0, 16, PLACE_EPLB, 16, PHASE_DECODE, 8},
-                                                 {0, 5, PLACE_LPT, 0, PHASE_DECODE, 8},
-                                                 {0, 4, PLACE_SHUFFLED, 4, PHASE_TRAIN, 32}};
+#define POINT(r, rule, more, when, tokens)                                                         \
+    { .ranks = r, .placement = rule, .replicas = more, .phase = when, .tokens_per_rank = tokens }
+static const struct throughput_point points[] = {POINT(8, PLACE_CONTIGUOUS, 0, PHASE_PREFILL, 32),
+                                                 POINT(8, PLACE_EPLB_GLOBAL, 0, PHASE_PREFILL, 32),
+                                                 POINT(8, PLACE_EPLB_GLOBAL, 8, PHASE_PREFILL, 32),
+                                                 POINT(1, PLACE_CONTIGUOUS, 0, PHASE_PREFILL, 64),
+                                                 POINT(16, PLACE_EPLB, 16, PHASE_DECODE, 8),
+                                                 POINT(5, PLACE_LPT, 0, PHASE_DECODE, 8),
+                                                 POINT(4, PLACE_SHUFFLED, 4, PHASE_TRAIN, 32)};
 enum { POINTS = sizeof points / sizeof *points };
 
-static struct throughput_options options_for(enum learn_from learn, int threads) {
+static struct throughput_options options_for(int threads) {
     return (struct throughput_options){.cluster = &cluster,
                                        .shape = &shape,
-                                       .learn = learn,
                                        .window = 2,
-                                       .refresh = 1,
-                                       .context = 100,
                                        .capacity = 1.2,
                                        .most_batches = 5,
                                        .threads = threads};
@@ -253,14 +252,22 @@ static struct throughput_options options_for(enum learn_from learn, int threads)
 
 static void run_points(struct throughput_run *run, const char *path, enum learn_from learn,
                        int threads) {
+    struct throughput_point asked[POINTS];
+    for (int i = 0; i < POINTS; i++) {
+        asked[i] = points[i];
+        asked[i].learn = learn;
+        asked[i].refresh = 1;
+        asked[i].context = 100;
+        snprintf(asked[i].load.name, sizeof asked[i].load.name, "trace");
+    }
     struct err err = {0};
     struct trace *trace = trace_open(path, &err);
     test_ok(trace != NULL, &err);
     struct routed routed;
     const struct variant_lists lists = {0};
     test_ok(routed_open(&routed, trace, &lists, &err), &err);
-    struct throughput_options o = options_for(learn, threads);
-    test_ok(throughput_run(run, &routed, points, POINTS, &o, NULL, &err), &err);
+    struct throughput_options o = options_for(threads);
+    test_ok(throughput_run(run, &routed, asked, POINTS, &o, NULL, &err), &err);
     routed_free(&routed);
     trace_free(trace);
 }

@@ -40,7 +40,11 @@ CREATE TABLE IF NOT EXISTS result_throughput ( -- one cell at one layer, or its 
   dropped         REAL NOT NULL,    -- share of assignments beyond the capacity
   batches         INTEGER NOT NULL, -- averaged over
   repeats         INTEGER NOT NULL, -- 1: the trace is shorter than a batch, tokens are used more than once
-  extrapolated    INTEGER NOT NULL  -- 1: outside the shapes and sizes that the layer time was validated on
+  extrapolated    INTEGER NOT NULL, -- 1: outside the shapes and sizes that the layer time was validated on
+  refresh         INTEGER,          -- batches between refreshes of a placement learnt on previous ones; else NULL
+  context         REAL,             -- tokens that attention looks at; NULL: not counted
+  load            TEXT NOT NULL,    -- trace, or what its load is compared with: resampled, uniform, balanced, power_law_A
+  load_distance   REAL              -- share of the trace's choices that would have to go elsewhere to make this load; 0 = the trace
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS result_placement ( -- what lies where, after the last refresh
@@ -52,14 +56,30 @@ CREATE TABLE IF NOT EXISTS result_placement ( -- what lies where, after the last
   PRIMARY KEY (cell, layer, slot)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE IF NOT EXISTS result_traffic ( -- of the first cells, as many as fit into a million numbers
+  cell      INTEGER NOT NULL,
+  from_rank INTEGER NOT NULL,
+  to_rank   INTEGER NOT NULL,
+  from_node INTEGER NOT NULL,
+  to_node   INTEGER NOT NULL,
+  copies    REAL NOT NULL, -- tokens sent, one copy per distinct destination rank (the own one included): sum over layers, mean over batches
+  mbytes    REAL NOT NULL, -- of dispatch
+  PRIMARY KEY (cell, from_rank, to_rank)
+) STRICT, WITHOUT ROWID;
+
 CREATE VIEW IF NOT EXISTS throughput AS -- One row per cell and layer; layer NULL = the whole step.
   SELECT variant, cluster, ranks, placement, replicas, phase, tokens_per_rank, layer, time_ms, tokens_per_s,
          slowdown, regime, comm_share, error_pct, against_balanced, gate, replica_choice, learnt, experts_ms,
          comm_ms, move_ms, rest_ms, rank_max, rank_mean, active_max, straggler, dropped, batches, repeats,
-         extrapolated, cell
+         extrapolated, refresh, context, load, load_distance, cell
     FROM result_throughput;
 
 CREATE VIEW IF NOT EXISTS placement_map AS -- Which expert each slot of each rank holds.
   SELECT t.variant, t.cluster, t.ranks, t.placement, t.replicas, t.phase, t.tokens_per_rank,
          p.layer, p.rank, p.slot, p.expert, p.cell
     FROM result_placement p JOIN result_throughput t ON t.cell = p.cell AND t.layer IS NULL;
+
+CREATE VIEW IF NOT EXISTS traffic_map AS -- What each rank sends to each other in a batch.
+  SELECT t.variant, t.cluster, t.ranks, t.placement, t.replicas, t.phase, t.tokens_per_rank, t.load,
+         m.from_rank, m.to_rank, m.from_node, m.to_node, m.copies, m.mbytes, m.cell
+    FROM result_traffic m JOIN result_throughput t ON t.cell = m.cell AND t.layer IS NULL;

@@ -16,7 +16,7 @@ struct throughput_writer {
     struct db db;
     char *out;       /* owned; NULL: the trace's own file */
     char *temporary; /* owned; where it is written, when out */
-    sqlite3_stmt *row, *placement;
+    sqlite3_stmt *row, *placement, *traffic;
 };
 
 static void bind_real(sqlite3_stmt *row, int at, double value) {
@@ -78,12 +78,16 @@ static bool record_run(struct throughput_writer *w, const char *identity,
 static bool prepare(struct throughput_writer *w, struct err *err) {
     w->row = db_prepare(&w->db,
                         "INSERT INTO result_throughput VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                         err);
     w->placement =
         w->row ? db_prepare(&w->db, "INSERT INTO result_placement VALUES (?, ?, ?, ?, ?)", err)
                : NULL;
-    return w->placement != NULL;
+    w->traffic =
+        w->placement
+            ? db_prepare(&w->db, "INSERT INTO result_traffic VALUES (?, ?, ?, ?, ?, ?, ?)", err)
+            : NULL;
+    return w->traffic != NULL;
 }
 
 struct throughput_writer *throughput_begin(const struct trace *trace, const char *out, bool force,
@@ -95,11 +99,13 @@ struct throughput_writer *throughput_begin(const struct trace *trace, const char
         return NULL;
     }
     bool ok = (out ? open_outside(w, trace, out, force, err) : open_inside(w, trace, err)) &&
-              db_exec(&w->db, embed_traces_throughput_sql, err) &&
               db_exec(&w->db,
-                      "DELETE FROM result_throughput_run; DELETE FROM result_throughput;"
-                      "DELETE FROM result_placement",
+                      "DROP VIEW IF EXISTS throughput; DROP VIEW IF EXISTS placement_map;"
+                      "DROP VIEW IF EXISTS traffic_map; DROP TABLE IF EXISTS result_throughput_run;"
+                      "DROP TABLE IF EXISTS result_throughput;"
+                      "DROP TABLE IF EXISTS result_placement; DROP TABLE IF EXISTS result_traffic",
                       err) &&
+              db_exec(&w->db, embed_traces_throughput_sql, err) &&
               record_run(w, trace_identity(trace), record, err) && prepare(w, err);
     if (ok) return w;
     throughput_abandon(w);
@@ -133,6 +139,10 @@ bool throughput_row(struct throughput_writer *writer, const struct throughput_ro
     sqlite3_bind_int64(row, ++at, r->batches);
     sqlite3_bind_int(row, ++at, r->repeats);
     sqlite3_bind_int(row, ++at, r->extrapolated);
+    bind_index(row, ++at, (int)r->refresh);
+    bind_real(row, ++at, r->context);
+    bind_text(row, ++at, r->load);
+    bind_real(row, ++at, r->load_distance);
     return db_run(&writer->db, row, err);
 }
 
@@ -149,10 +159,23 @@ bool throughput_placement(struct throughput_writer *writer, int64_t cell, int la
     return true;
 }
 
+bool throughput_traffic(struct throughput_writer *writer, const struct throughput_traffic *t,
+                        struct err *err) {
+    sqlite3_stmt *row = writer->traffic;
+    int at = 0;
+    sqlite3_bind_int64(row, ++at, t->cell);
+    const int ranks[] = {t->from, t->to, t->from_node, t->to_node};
+    for (int i = 0; i < 4; i++) sqlite3_bind_int(row, ++at, ranks[i]);
+    bind_real(row, ++at, t->copies);
+    bind_real(row, ++at, t->mbytes);
+    return db_run(&writer->db, row, err);
+}
+
 static void close_database(struct throughput_writer *w) {
     sqlite3_finalize(w->row);
     sqlite3_finalize(w->placement);
-    w->row = w->placement = NULL;
+    sqlite3_finalize(w->traffic);
+    w->row = w->placement = w->traffic = NULL;
     db_close(&w->db);
 }
 

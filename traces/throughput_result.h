@@ -25,6 +25,10 @@ struct throughput_row {
     const char *placement;
     int replicas;
     const char *replica_choice, *learnt, *phase;
+    int64_t refresh; /* < 0: NULL */
+    double context;
+    const char *load;
+    double load_distance;
     int64_t tokens_per_rank;
     int layer;
     double time_ms, tokens_per_s, slowdown, against_balanced;
@@ -35,6 +39,13 @@ struct throughput_row {
     double dropped;
     int64_t batches;
     bool repeats, extrapolated;
+};
+
+/* Copies of tokens from one rank to another in a batch, all layers. */
+struct throughput_traffic {
+    int64_t cell;
+    int from, to, from_node, to_node;
+    double copies, mbytes;
 };
 
 struct throughput_writer;
@@ -50,6 +61,8 @@ bool throughput_row(struct throughput_writer *writer, const struct throughput_ro
 /* expert[slots] of one layer; places slots a rank. */
 bool throughput_placement(struct throughput_writer *writer, int64_t cell, int layer,
                           const int32_t *expert, int slots, int places, struct err *err);
+bool throughput_traffic(struct throughput_writer *writer, const struct throughput_traffic *traffic,
+                        struct err *err);
 /* Commits and frees. */
 bool throughput_commit(struct throughput_writer *writer, struct err *err);
 /* Gives up and frees: nothing changes. NULL is allowed. */

@@ -1,0 +1,32 @@
+/* throughput_cell.h - one cell at one layer: placement, batches, the slowest rank
+ *
+ * Layer 4 (sim), private to throughput. */
+#ifndef SIM_THROUGHPUT_CELL_H
+#define SIM_THROUGHPUT_CELL_H
+
+#include "base/arena.h"
+#include "sim/throughput.h"
+
+/* One layer of one variant, shared by the jobs of its cells. */
+struct loaded {
+    const struct throughput_options *options;
+    int layer; /* router index */
+    int experts, topk, groups;
+    uint16_t *expert; /* [T,k] */
+    double *whole;    /* [E] tokens */
+    double *domain;   /* [domains,E] tokens, or NULL: no cell learns from one */
+};
+
+/* Slots and ranks of a cell at the loaded layer. */
+struct placement_shape cell_shape(const struct throughput_point *point, const struct loaded *l);
+
+/* Fills the cell's row of the loaded layer, its placement, and what it keeps of load and traffic.
+ * balanced_ms goes into the row. */
+bool cell_run(struct throughput_cell *cell, const struct loaded *l, const struct serving *serving,
+              double balanced_ms, struct arena *arena, struct err *err);
+
+/* Time of the experts under the balanced law of the same tokens; NaN where it has no meaning. */
+double cell_balanced_ms(const struct throughput_cell *cell, const struct loaded *l,
+                        const struct serving *serving);
+
+#endif
