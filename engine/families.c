@@ -63,7 +63,7 @@
     .shared_count_key = "num_shared_experts", GATE_V3_ALWAYS, .layer_hook = bailing_layer
 
 /* Names that a family holds and the forward pass does not need. */
-static const char *const indexer[] = {".self_attn.indexer.", NULL};
+static const char *const indexer[] = {".indexer.", NULL};
 static const char *const decay_buffers[] = {".slope_rate", "_decay", NULL};
 static const char *const unused_norm[] = {".post_mlp_layernorm.", NULL};
 

@@ -46,6 +46,19 @@ static const struct gguf_family table[] = {
     {.name = "hunyuan-moe", .type = "hunyuan_v1_moe", .gating = GATING_SOFTMAX, .normalises = true},
     {.name = "phimoe", .type = "phimoe", .gating = GATING_SOFTMAX},
     {.name = "llama4", .type = "llama4_text", .gating = GATING_SIGMOID},
+    {.name = "bailingmoe2", .type = "bailing_moe_v2", .gating = GATING_SIGMOID, .normalises = true},
+    {.name = "deepseek32", .type = "deepseek_v32", .gating = GATING_SIGMOID},
+    {.name = "exaone-moe", .type = "exaone_moe", .gating = GATING_SIGMOID},
+    {.name = "hy_v3", .type = "hy_v3", .gating = GATING_SIGMOID, .normalises = true},
+    {.name = "lfm2moe", .type = "lfm2_moe", .gating = GATING_SIGMOID, .normalises = true},
+    {.name = "afmoe", .type = "afmoe", .gating = GATING_SIGMOID, .normalises = true},
+    {.name = "cohere2moe", .type = "cohere2_moe", .gating = GATING_SIGMOID},
+    {.name = "cohere2moe", .type = "cohere2_moe", .gating = GATING_SOFTMAX, .normalises = true},
+    {.name = "dbrx",
+     .type = "dbrx",
+     .gating = GATING_SOFTMAX,
+     .normalises = true,
+     .feed_norm = "blk.{l}.attn_output_norm.weight"},
 };
 
 enum { ROWS = sizeof table / sizeof *table, MOST = 1 << 30 };
@@ -127,6 +140,10 @@ static const struct tensor *block_tensor(const struct translation *t, int layer,
     return tensors_find(t->set, name);
 }
 
+static const char *either(const char *text, const char *otherwise) {
+    return text ? text : otherwise;
+}
+
 /* ---- parts of the configuration */
 
 /* Keys that mean the same everywhere. Absent or 0: left to the family's default. */
@@ -135,7 +152,6 @@ static const struct {
     bool real;
 } common[] = {
     {"context_length", "max_position_embeddings", false},
-    {"attention.head_count_kv", "num_key_value_heads", false},
     {"attention.key_length", "head_dim", false},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", true},
     {"attention.q_lora_rank", "q_lora_rank", false},
@@ -229,26 +245,43 @@ static void put_latent(struct translation *t) {
     put_int(t, "v_head_dim", value);
 }
 
+/* Blocks before the first that has a router. */
+static int64_t dense_prefix(const struct translation *t) {
+    int first = 0;
+    while (first < t->layers && !block_tensor(t, first, "ffn_gate_inp.weight")) first++;
+    return first;
+}
+
 static void put_dense_layers(struct translation *t) {
-    int64_t first = get_int(t, "leading_dense_block_count", 0);
     int64_t every = get_int(t, "interleave_moe_layer_step", 1);
-    put_int(t, "first_k_dense_replace", first);
+    int64_t first = has_key(t, "leading_dense_block_count")
+                        ? get_int(t, "leading_dense_block_count", 0)
+                        : (every > 1 ? 0 : dense_prefix(t));
+    put_int(t, either(t->family->first_dense_key, "first_k_dense_replace"), first);
     put_int(t, "moe_layer_start_index", first);
     put_int(t, "moe_layer_interval", every > 0 ? every : 1);
     put_int(t, "interleave_moe_layer_step", every > 0 ? every : 1);
 }
 
-/* A number, or one a layer: the same for all as a number, else as the list. */
-static void put_per_layer(struct translation *t, const char *key, const char *name) {
+/* The key's list of a whole number for each block; NULL when it is no list. */
+static const struct gguf_value *list_of(struct translation *t, const char *key) {
     const struct gguf_value *list = gguf_find(t->head, full(t, key).text);
-    if (!list || !list->array) {
-        put_int(t, name, need(t, key));
-        return;
-    }
-    bool same = true;
+    if (!list || !list->array) return NULL;
     if (list->kind == GGUF_TEXT || list->kind == GGUF_F32 || list->kind == GGUF_F64 ||
         list->count < t->layers) {
         refuse(t, key, "a list that does not fit", "a whole number for each block");
+        return NULL;
+    }
+    return list;
+}
+
+/* A number, or one a layer: the same for all as a number, else as the list. */
+static void put_per_layer(struct translation *t, const char *key, const char *name) {
+    const struct gguf_value *list = list_of(t, key);
+    bool same = true;
+    if (t->failed) return;
+    if (!list) {
+        put_int(t, name, need(t, key));
         return;
     }
     for (int i = 1; i < t->layers; i++) same = same && gguf_int(list, i) == gguf_int(list, 0);
@@ -258,6 +291,33 @@ static void put_per_layer(struct translation *t, const char *key, const char *na
     if (!same) str_puts(&t->json, "]");
 }
 
+/* Key and value heads; a list has 0 for the blocks that do not attend. */
+static void put_kv_heads(struct translation *t) {
+    const struct gguf_value *list = list_of(t, "attention.head_count_kv");
+    int64_t most = list ? 0 : get_int(t, "attention.head_count_kv", 0);
+    for (int i = 0; list && i < t->layers; i++) {
+        int64_t heads = gguf_int(list, i);
+        if (heads != 0 && most != 0 && heads != most)
+            refuse(t, "attention.head_count_kv", "several numbers of heads", "one, or 0");
+        if (heads != 0) most = heads;
+    }
+    if (most != 0) put_int(t, "num_key_value_heads", most);
+}
+
+/* Which blocks slide (a list of true and false), which convolve (those without heads). */
+static void put_layer_types(struct translation *t) {
+    const struct gguf_value *sliding = list_of(t, "attention.sliding_window_pattern");
+    const struct gguf_value *heads = list_of(t, "attention.head_count_kv");
+    if (t->failed || (!sliding && !heads)) return;
+    str_puts(&t->json, ",\"layer_types\":[");
+    for (int i = 0; i < t->layers; i++) {
+        const char *kind = sliding && gguf_int(sliding, i) ? "sliding_attention" : "full_attention";
+        if (heads && gguf_int(heads, i) == 0) kind = "conv";
+        str_printf(&t->json, "%s\"%s\"", i ? "," : "", kind);
+    }
+    str_puts(&t->json, "]");
+}
+
 /* The first block that has shared experts says how wide they are: writers get the key wrong. */
 static int64_t shared_width(const struct translation *t) {
     for (int i = 0; i < t->layers; i++) {
@@ -265,10 +325,6 @@ static int64_t shared_width(const struct translation *t) {
         if (up && up->rank == 2) return up->shape[0];
     }
     return 0;
-}
-
-static const char *either(const char *text, const char *otherwise) {
-    return text ? text : otherwise;
 }
 
 static void put_widths(struct translation *t) {
@@ -290,14 +346,15 @@ static void put_widths(struct translation *t) {
 static void put_gate(struct translation *t) {
     const struct family *f = t->family;
     double scale = get_real(t, "expert_weights_scale", 0);
-    bool normalises = t->row->normalises;
+    bool normalises = t->row->normalises, cohere = strcmp(f->type, "cohere2_moe") == 0;
+    const char *norm_key = cohere ? "norm_topk_prob" : f->norm_key; /* read by its hook */
     put_per_layer(t, "expert_count", either(f->experts_key, "num_experts"));
     put_per_layer(t, "expert_used_count", either(f->topk_key, "num_experts_per_tok"));
     if (t->failed) return;
     t->failed = !gguf_get_bool(t->head, full(t, "expert_weights_norm").text, normalises,
                                &normalises, t->err);
-    if (f->norm_key)
-        put_bool(t, f->norm_key, normalises);
+    if (norm_key)
+        put_bool(t, norm_key, normalises);
     else if (normalises != t->row->normalises)
         refuse(t, "expert_weights_norm", normalises ? "true" : "false", "the other value");
     if (scale != 0 && f->scale_key)
@@ -309,6 +366,26 @@ static void put_gate(struct translation *t) {
                    get_int(t, "expert_group_count", 1) > 1 ? "group_limited_greedy" : "greedy");
 }
 
+/* dbrx names its settings differently. */
+static void put_dbrx(struct translation *t) {
+    put_int(t, "d_model", need(t, "embedding_length"));
+    put_int(t, "n_heads", need(t, "attention.head_count"));
+    put_int(t, "kv_n_heads", need(t, "attention.head_count_kv"));
+    put_int(t, "n_layers", t->layers);
+    put_int(t, "max_seq_len", need(t, "context_length"));
+    put_int(t, "ffn_hidden_size", need(t, "feed_forward_length"));
+    put_int(t, "moe_num_experts", need(t, "expert_count"));
+    put_int(t, "moe_top_k", need(t, "expert_used_count"));
+    put_int(t, "moe_normalize_expert_weights", 1);
+}
+
+static void put_cohere2(struct translation *t) {
+    str_printf(&t->json, ",\"expert_selection_fn\":\"%s\"",
+               t->row->gating == GATING_SIGMOID ? "sigmoid" : "softmax");
+    put_real(t, "logit_scale", get_real(t, "logit_scale", 0.0625));
+    put_real(t, "layer_norm_eps", get_real(t, "attention.layer_norm_epsilon", 1e-5));
+}
+
 /* Settings that one family alone reads. */
 static void put_own(struct translation *t) {
     const char *type = t->family->type;
@@ -316,6 +393,10 @@ static void put_own(struct translation *t) {
     if (norm) put_bool(t, norm, block_tensor(t, 0, "attn_q_norm.weight") != NULL);
     if (strcmp(type, "llama4_text") == 0)
         put_bool(t, "use_qk_norm", get_int(t, "expert_count", 0) != 128);
+    if (strcmp(type, "afmoe") == 0) put_bool(t, "mup_enabled", true);
+    if (strcmp(type, "lfm2_moe") == 0) put_int(t, "conv_L_cache", need(t, "shortconv.l_cache"));
+    if (strcmp(type, "dbrx") == 0) put_dbrx(t);
+    if (strcmp(type, "cohere2_moe") == 0) put_cohere2(t);
     if (strcmp(type, "granitemoe") == 0 && get_real(t, "attention.scale", 0) == 0)
         put_real(t, "attention_multiplier",
                  1 / sqrt((double)need(t, "embedding_length") /
@@ -324,8 +405,12 @@ static void put_own(struct translation *t) {
 
 static bool translate(struct translation *t) {
     str_printf(&t->json, "{\"model_type\":\"%s\"", t->row->type);
+    if (t->family->architecture)
+        str_printf(&t->json, ",\"architectures\":[\"%s\"]", t->family->architecture);
     put_sizes(t);
     put_common(t);
+    put_kv_heads(t);
+    put_layer_types(t);
     put_rope(t);
     if (t->family->mla) put_latent(t);
     put_dense_layers(t);
@@ -349,8 +434,20 @@ static bool unknown_architecture(const struct gguf *head, const char *name, stru
     return false;
 }
 
-/* The row of the file's architecture whose gating is the file's. */
-static const struct gguf_family *find_row(const struct gguf *head, struct err *err) {
+/* Has any block a correction bias? */
+static bool corrects(const struct tensors *set) {
+    char name[64];
+    for (int i = 0; i < CONFIG_MAX_LAYERS; i++) {
+        snprintf(name, sizeof name, "blk.%d.exp_probs_b.bias", i);
+        if (tensors_find(set, name)) return true;
+    }
+    return false;
+}
+
+/* The row of the file's architecture whose gating is the file's. Where a file does not say and the
+ * architecture has two, a correction bias tells: only the gate on sigmoids has one. */
+static const struct gguf_family *find_row(const struct gguf *head, const struct tensors *set,
+                                          struct err *err) {
     const char *name = NULL;
     char key[96];
     int64_t gating = 0;
@@ -358,6 +455,7 @@ static const struct gguf_family *find_row(const struct gguf *head, struct err *e
     if (!gguf_get_text(head, "general.architecture", "nothing", &name, err)) return NULL;
     snprintf(key, sizeof key, "%.60s.expert_gating_func", name);
     if (!gguf_get_int(head, key, 0, MOST, 0, &gating, err)) return NULL;
+    if (gating == 0 && strcmp(name, "deepseek2") == 0 && corrects(set)) gating = GATING_SIGMOID;
     for (int i = 0; i < ROWS; i++) {
         if (strcmp(table[i].name, name) != 0) continue;
         if (gating == 0 || gating == table[i].gating) return &table[i];
@@ -395,7 +493,7 @@ static bool build(struct translation *t, struct arena *arena, struct model_spec 
 bool gguf_spec(const struct gguf *head, const struct tensors *set, struct arena *arena,
                struct model_spec *spec, const char **config_json, struct err *err) {
     struct translation t = {.head = head, .set = set, .err = err};
-    if (!(t.row = find_row(head, err))) return false;
+    if (!(t.row = find_row(head, set, err))) return false;
     t.family = find_family(t.row->type);
     bool ok = build(&t, arena, spec, config_json);
     str_free(&t.json);

@@ -21,7 +21,9 @@ struct role {
 static const struct role roles[] = {
     ROLE(attend.in.weight, "attn_norm.weight"),
     ROLE(attend.in.bias, "attn_norm.bias"),
+    ROLE(attend.out.weight, "post_attention_norm.weight"),
     ROLE(feed.in.weight, "ffn_norm.weight"),
+    ROLE(feed.out.weight, "post_ffw_norm.weight"),
     ROLE(feed.in.bias, "ffn_norm.bias"),
     ROLE(attention.q, "attn_q.weight"),
     ROLE(attention.k, "attn_k.weight"),
@@ -30,6 +32,7 @@ static const struct role roles[] = {
     ROLE(attention.q_norm.weight, "attn_q_norm.weight"),
     ROLE(attention.k_norm.weight, "attn_k_norm.weight"),
     ROLE(attention.sinks, "attn_sinks.weight"),
+    ROLE(attention.gate, "attn_gate.weight"),
     ROLE(ffn.router, "ffn_gate_inp.weight"),
     ROLE(ffn.router_bias, "ffn_gate_inp.bias"),
     ROLE(ffn.correction, "exp_probs_b.bias"),
@@ -52,6 +55,16 @@ static const struct role latent_roles[] = {
     ROLE(attention.kv_b, "attn_kv_b.weight"),
     ROLE(attention.q_norm.weight, "attn_q_a_norm.weight"),
     ROLE(attention.k_norm.weight, "attn_kv_a_norm.weight"),
+};
+
+/* Short convolutions instead of attention. */
+static const struct role conv_roles[] = {
+    ROLE(attention.q, "shortconv.in_proj.weight"),
+    ROLE(attention.o, "shortconv.out_proj.weight"),
+    ROLE(attention.conv, "shortconv.conv.weight"),
+    ROLE(attention.q_bias, "shortconv.in_proj.bias"),
+    ROLE(attention.o_bias, "shortconv.out_proj.bias"),
+    ROLE(attention.conv_bias, "shortconv.conv.bias"),
 };
 
 static void rename_roles(struct layer_spec *layer, const struct role *role, size_t count) {
@@ -160,11 +173,15 @@ static void rename_layer(const struct gguf_family *family, const struct tensors 
     if (family->feed_norm) layer->feed.in.weight.name = family->feed_norm;
     if (a->kind == ATTENTION_MLA) {
         set_latent(set, layer);
+    } else if (a->kind == ATTENTION_CONV) {
+        rename_roles(layer, conv_roles, sizeof conv_roles / sizeof *conv_roles);
     } else {
         set_biases(set, a);
         set_fused_heads(set, a);
     }
     if (layer->ffn.experts == 0) return;
+    if (layer->ffn.correction.name && has(set, layer->number, "exp_probs_b"))
+        layer->ffn.correction.name = BLOCK "exp_probs_b";
     whole(&layer->ffn.shared.gate);
     whole(&layer->ffn.shared.up);
     set_experts(set, layer->number, hidden, &layer->ffn);
@@ -174,7 +191,8 @@ void gguf_rename(const struct gguf_family *family, const struct tensors *set,
                  struct model_spec *spec) {
     spec->embedding.name = "token_embd.weight";
     spec->head.name = spec->tied ? spec->embedding.name : "output.weight";
-    spec->norm.weight.name = "output_norm.weight";
+    spec->norm.weight.name =
+        tensors_find(set, "output_norm.weight") ? "output_norm.weight" : "token_embd_norm.weight";
     if (spec->norm.bias.name) spec->norm.bias.name = "output_norm.bias";
     if (spec->head_bias.name) spec->head_bias.name = "output.bias";
     for (int i = 0; i < spec->steps; i++) rename_layer(family, set, spec->hidden, &spec->layer[i]);
