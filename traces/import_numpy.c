@@ -29,7 +29,7 @@ struct array {
 
 /* All arrays of all files. */
 struct arrays {
-    struct array items[MAX_ARRAYS];
+    struct array *items; /* [count] */
     int count;
     struct file_map *maps; /* [files] */
     int map_count;
@@ -53,6 +53,7 @@ static void arrays_free(void *own) {
     for (int i = 0; i < arrays->map_count; i++) file_unmap(&arrays->maps[i]);
     for (int i = 0; i < arrays->zip_count; i++) zip_close(&arrays->zips[i]);
     for (int i = 0; i < arrays->blob_count; i++) free(arrays->blobs[i]);
+    free(arrays->items);
     free(arrays->maps);
     free(arrays->zips);
     free(arrays->blobs);
@@ -61,9 +62,12 @@ static void arrays_free(void *own) {
 
 static bool add_array(struct arrays *arrays, struct arena *arena, const char *name, int file,
                       const unsigned char *bytes, size_t len, struct err *err) {
-    struct array *array = &arrays->items[arrays->count];
     if (arrays->count == MAX_ARRAYS)
         return err_set(err, ERR_UNSUPPORTED, "found more than %d arrays", MAX_ARRAYS);
+    struct array *items = realloc(arrays->items, ((size_t)arrays->count + 1) * sizeof *items);
+    if (!items) return err_memory(err, "arrays");
+    arrays->items = items;
+    struct array *array = &items[arrays->count];
     *array = (struct array){.name = import_stem(arena, name), .file = file};
     if (!array->name) return err_memory(err, "arrays");
     if (!npy_parse(bytes, len, &array->npy, err)) return err_context(err, "%s", name);

@@ -10,16 +10,18 @@
 
 #include "base/str.h"
 
+enum { READ_BYTES = 1 << 16 };
+
 char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err) {
     struct file_map map;
     if (!file_map(path, &map, err)) return NULL; /* only regular files */
     file_unmap(&map);
     gzFile file = gzopen(path, "rb");
     struct str text = {0};
-    char *buffer = malloc(1 << 18);
+    char *buffer = malloc(READ_BYTES);
     int n = 0;
     str_puts(&text, "");
-    while (file && buffer && (n = gzread(file, buffer, 1 << 18)) > 0 && text.len <= max_bytes)
+    while (file && buffer && (n = gzread(file, buffer, READ_BYTES)) > 0 && text.len <= max_bytes)
         str_append(&text, buffer, (size_t)n);
     int code = file ? gzclose_r(file) : Z_ERRNO;
     free(buffer);

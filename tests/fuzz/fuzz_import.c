@@ -1,5 +1,12 @@
-/* fuzz_import.c - the bytes are a file of every format that import reads: refused, or every piece
- * that the source hands out lies in memory */
+/* fuzz_import.c - the bytes are files of a format that import reads: refused with one line, or
+ * everything that the source hands out lies in memory
+ *
+ * FUZZ_FORMAT=NAME takes one importer of the table, so that executions are counted for each format,
+ * FUZZ_FORMAT=auto the recognition alone; without it every one gets the input. An input may begin
+ * with a line !GATE (the --gate option; empty = none), then be one file, or several, each behind a
+ * line @NAME (given to the importer) or &NAME (lies beside them). Files live in memory (/dev/shm
+ * where there is one). */
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,56 +17,180 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char *path_of_input(void) {
-    static char folder[64], path[128];
-    if (!*path) {
-        snprintf(folder, sizeof folder, "/tmp/fuzz-import-XXXXXX");
-        if (!mkdtemp(folder)) exit(1);
-        snprintf(path, sizeof path, "%s/expert_weights_1.txt", folder);
+enum { MAX_FILES = 4 };
+
+struct input {
+    char path[MAX_FILES][128];
+    const char *given[MAX_FILES];
+    int files, given_count;
+    char gate[256];
+};
+
+static const char *folder(void) {
+    static char name[64];
+    if (!*name) {
+        bool memory = access("/dev/shm", W_OK) == 0;
+        snprintf(name, sizeof name, "%s/fuzz-import-XXXXXX", memory ? "/dev/shm" : "/tmp");
+        if (!mkdtemp(name)) exit(1);
     }
-    return path;
+    return name;
 }
 
-/* Reads what the import would store. */
-static unsigned drain(struct import_source *source) {
+static void write_file(struct input *input, const char *name, size_t len, bool given,
+                       const uint8_t *data, size_t size) {
+    char *path = input->path[input->files];
+    snprintf(path, sizeof input->path[0], "%s/%.*s", folder(), (int)len, name);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) return;
+    if (write(fd, data, size) == (ssize_t)size) {
+        input->files++;
+        if (given) input->given[input->given_count++] = path;
+    }
+    close(fd);
+}
+
+/* Takes a line that begins with one of `marks`; false when there is none. */
+static bool take_line(const uint8_t **at, const uint8_t *end, const char *marks, const char **line,
+                      size_t *len) {
+    if (*at == end || !**at || !strchr(marks, **at)) return false;
+    const uint8_t *newline = memchr(*at, '\n', (size_t)(end - *at));
+    if (!newline) return false;
+    *line = (const char *)*at;
+    *len = (size_t)(newline - *at);
+    *at = newline + 1;
+    return true;
+}
+
+static bool is_name(const char *name, size_t len) {
+    for (size_t i = 0; i < len; i++)
+        if (!name[i] || name[i] == '/') return false;
+    return len > 0 && len < 48 && name[0] != '.';
+}
+
+/* First byte of the next file's line; the end when there is none. */
+static const uint8_t *next_file(const uint8_t *at, const uint8_t *end) {
+    for (const uint8_t *c = at; c < end && (c = memchr(c, '\n', (size_t)(end - c))); c++)
+        if (c + 1 < end && (c[1] == '@' || c[1] == '&')) return c + 1;
+    return end;
+}
+
+static void unpack(struct input *input, const uint8_t *at, size_t size) {
+    const uint8_t *end = at + size;
+    const char *line;
+    size_t len;
+    strcpy(input->gate, "softmax,topk=3");
+    if (take_line(&at, end, "!", &line, &len))
+        snprintf(input->gate, sizeof input->gate, "%.*s", (int)len - 1, line + 1);
+    if (at == end || (*at != '@' && *at != '&'))
+        write_file(input, "expert_weights_1.txt", 20, true, at, (size_t)(end - at));
+    else
+        while (input->files < MAX_FILES && take_line(&at, end, "@&", &line, &len)) {
+            const uint8_t *stop = next_file(at, end);
+            if (is_name(line + 1, len - 1))
+                write_file(input, line + 1, len - 1, *line == '@', at, (size_t)(stop - at));
+            at = stop;
+        }
+}
+
+static unsigned read_text(const char *text) { return text ? (unsigned)strlen(text) : 0; }
+
+static unsigned drain_setup(const struct import_source *source, int64_t *tokens) {
+    const struct trace_setup *setup = &source->setup;
+    unsigned sum = read_text(setup->capture.model) + read_text(setup->capture.lacks);
+    *tokens = 0;
+    for (int64_t d = 0; d < setup->document_count; d++) {
+        const struct trace_document *document = &setup->documents[d];
+        if (document->first_token != *tokens || document->tokens < 0) abort();
+        *tokens += document->tokens;
+        sum +=
+            read_text(document->source) + read_text(document->domain) + read_text(document->sha256);
+    }
+    for (int64_t t = 0; t < *tokens && source->routes; t++) {
+        if (source->ids) sum += (unsigned)source->ids[t];
+        if (source->positions) sum += (unsigned)source->positions[t];
+        if (source->nll) sum += source->nll[t] > 0;
+    }
+    for (int r = 0; r < setup->layer_count; r++) {
+        const struct trace_layer *layer = &setup->layers[r];
+        if (layer->experts < 1 || layer->experts > GATE_MAX_EXPERTS || layer->topk < 1) abort();
+        if (layer->has_gate && layer->gate.topk != layer->topk) abort();
+        for (int e = 0; layer->bias && e < layer->experts; e++) sum += layer->bias[e] > 0;
+    }
+    return sum;
+}
+
+static unsigned drain_counts(struct import_source *source) {
     struct err err = {0};
     unsigned sum = 0;
-    for (int r = 0; source->routes && r < source->setup.layer_count; r++) {
+    for (int r = 0; r < source->setup.layer_count; r++) {
+        int experts = source->setup.layers[r].experts;
+        int64_t *counts = calloc((size_t)experts, sizeof *counts);
+        bool ok = counts && source->setup.layers[r].holds == TRACE_COUNTS;
+        for (int64_t d = 0; ok && d < source->setup.document_count; d++) {
+            ok = source->counts(source, r, d, counts, &err);
+            for (int e = 0; ok && e < experts; e++) sum += counts[e] > 0;
+        }
+        free(counts);
+    }
+    return sum;
+}
+
+static unsigned drain_routes(struct import_source *source, int64_t tokens) {
+    struct err err = {0};
+    unsigned sum = 0;
+    for (int r = 0; r < source->setup.layer_count; r++) {
         const struct trace_layer *layer = &source->setup.layers[r];
-        const struct trace_document *last =
-            &source->setup.documents[source->setup.document_count - 1];
-        int64_t tokens = last->first_token + last->tokens;
+        if (layer->holds == TRACE_COUNTS) continue;
         for (int64_t t = 0; t < tokens;) {
             struct trace_routes routes = {.r = r, .first = t, .tokens = tokens - t};
-            if (!source->routes(source, &routes, &err) || routes.tokens < 1) return sum;
+            if (!source->routes(source, &routes, &err)) return sum;
+            if (routes.tokens < 1 || routes.tokens > tokens - t) abort();
             for (int64_t i = 0; routes.logits && i < routes.tokens * layer->experts; i++)
                 sum += routes.logits[i] > 0;
             for (int64_t i = 0; routes.expert && i < routes.tokens * layer->topk; i++)
                 sum += (unsigned)routes.expert[i];
+            for (int64_t i = 0; routes.weight && i < routes.tokens * layer->topk; i++)
+                sum += routes.weight[i] > 0;
             t += routes.tokens;
         }
     }
     return sum;
 }
 
+static unsigned run(const struct trace_importer *importer, const struct input *input) {
+    struct err err = {0};
+    struct import_source source = {0};
+    unsigned sum = 0;
+    int64_t tokens;
+    const struct import_job job = {.files = input->given,
+                                   .file_count = input->given_count,
+                                   .out = "x",
+                                   .gate = *input->gate ? input->gate : NULL};
+    arena_init(&source.arena, "fuzz");
+    if (importer->open(&job, &source, &err)) {
+        sum = drain_setup(&source, &tokens);
+        if (source.routes) sum += drain_routes(&source, tokens);
+        if (source.counts) sum += drain_counts(&source);
+    } else if (!*err.text || strchr(err.text, '\n')) {
+        abort();
+    }
+    if (source.close) source.close(&source);
+    arena_free(&source.arena);
+    return sum;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static volatile unsigned sink;
-    const char *path = path_of_input();
-    FILE *file = fopen(path, "wb");
-    if (!file || fwrite(data, 1, size, file) != size || fclose(file)) return 0;
-    for (const struct trace_importer *i = trace_importers; i->name; i++) {
-        struct err err = {0};
-        struct import_source source = {0};
-        const struct import_job job = {
-            .files = &path, .file_count = 1, .out = "x", .gate = "softmax,topk=3"};
-        arena_init(&source.arena, "fuzz");
-        i->recognise(path);
-        if (i->open(&job, &source, &err))
-            sink += drain(&source);
-        else if (!*err.text)
-            abort();
-        if (source.close) source.close(&source);
-        arena_free(&source.arena);
-    }
+    static const char *only;
+    if (!only && !(only = getenv("FUZZ_FORMAT"))) only = "";
+    struct input input = {0};
+    unpack(&input, data, size);
+    for (const struct trace_importer *i = trace_importers; input.given_count && i->name; i++)
+        if (!*only || strcmp(only, i->name) == 0) sink += run(i, &input);
+    struct err err = {0};
+    if (input.given_count && (!*only || strcmp(only, "auto") == 0))
+        sink += trace_importer_find("auto", input.given[0], &err) != NULL;
+    for (int i = 0; i < input.files; i++) unlink(input.path[i]);
+    (void)sink;
     return 0;
 }
