@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/ids.h"
 #include "base/sha256.h"
 #include "base/str.h"
 
@@ -179,50 +180,20 @@ static bool read_text(const struct corpus_request *request, struct corpus *corpu
 
 /* ---- ids files */
 
-static bool parse_id(const char *at, const char *end, const char **next, int vocab, int32_t *id) {
-    int64_t value = 0;
-    const char *c = at;
-    for (; c < end && *c >= '0' && *c <= '9' && value <= INT32_MAX; c++)
-        value = value * 10 + (*c - '0');
-    *next = c;
-    *id = (int32_t)value;
-    bool ends = c == end || *c == ' ' || *c == '\t' || *c == '\r';
-    return c > at && ends && value < vocab;
-}
-
 /* One line: a document. */
 static bool read_line(const struct corpus_request *request, struct corpus *corpus,
                       const struct entry *entry, const char *line, size_t len, int64_t number,
                       struct err *err) {
-    int32_t *ids = malloc((len / 2 + 1) * sizeof *ids);
     int64_t n = 0;
-    if (!ids) return err_memory(err, "tokens");
-    bool ok = true;
-    for (const char *at = line, *end = line + len; ok && at < end;) {
-        if (*at == ' ' || *at == '\t' || *at == '\r') {
-            at++;
-            continue;
-        }
-        const char *next;
-        ok = parse_id(at, end, &next, request->vocab, &ids[n]);
-        if (!ok)
-            err_set(err, ERR_DATA,
-                    "%s: line %lld, token %lld: found '%.*s', expected an id from 0 to %d",
-                    entry->path, (long long)number, (long long)n, (int)(next - at) + 1, at,
-                    request->vocab - 1);
-        n++;
-        at = next;
-    }
-    if (ok && !n)
-        ok = err_set(err, ERR_DATA, "%s: line %lld: found no id, expected a document", entry->path,
-                     (long long)number);
+    int32_t *ids = ids_parse(line, len, request->vocab, &n, err);
+    if (!ids) return err_context(err, "%s: line %lld", entry->path, (long long)number);
     struct str source = {0};
     str_printf(&source, "%s:%lld", entry->path, (long long)number);
     struct trace_document document = {.source = keep(corpus, str_text(&source), source.len),
                                       .domain = entry->domain,
                                       .sha256 = hash_of(corpus, line, len)};
     str_free(&source);
-    if (ok && (!document.source || !document.sha256)) ok = err_memory(err, "documents");
+    bool ok = (document.source && document.sha256) || err_memory(err, "documents");
     ok = ok && add_document(request, corpus, document, ids, n, err);
     free(ids);
     return ok;
