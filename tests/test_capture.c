@@ -373,7 +373,7 @@ static void bad_input_is_refused_without_leaving_a_file(void **state) {
     } cases[] = {{"empty.txt", "", "", "empty file"},
                  {"empty.ids", "", "--ids", "empty file"},
                  {"blank.ids", "1 2\n\n3\n", "--ids", "line 2: found no id"},
-                 {"word.ids", "1 2 x3 4\n", "--ids", "line 1, token 2: found 'x"},
+                 {"word.ids", "1 2 x3 4\n", "--ids", "line 1: token 2: found 'x3"},
                  {"minus.ids", "-1\n", "--ids", "expected an id from 0 to 319"},
                  {"big.ids", "1 320\n", "--ids", "expected an id from 0 to 319"},
                  {"huge.ids", "99999999999999999999\n", "--ids", "expected an id from 0 to 319"}};
