@@ -15,6 +15,7 @@
 struct file_map {
     const unsigned char *data; /* NULL for an empty file */
     size_t size_bytes;
+    bool copied; /* data is a copy of a laid file */
 };
 
 /* Maps a regular file read-only. file_unmap releases it. */
@@ -27,6 +28,12 @@ char *file_read(const char *path, size_t max_bytes, size_t *len, struct err *err
 /* Reads a stream to its end (stdin); name is for messages. Returns owned, NUL-terminated. */
 char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t *len,
                        struct err *err);
+
+/* Lays a file of this name in memory alone, where file_map, file_read and file_exists find it;
+ * bytes == NULL removes all. For fuzz targets, whose time otherwise goes into system calls: at most
+ * FILE_LAID_MOST files, one thread; borrows both. */
+enum { FILE_LAID_MOST = 4 };
+void file_lay(const char *path, const void *bytes, size_t size_bytes);
 
 bool file_exists(const char *path);
 bool file_is_folder(const char *path);

@@ -310,7 +310,7 @@ static struct gguf *create(const char *name, struct err *err) {
 struct gguf *gguf_read(const void *bytes, size_t len, const char *name, struct err *err) {
     struct gguf *file = create(name, err);
     if (!file) return NULL;
-    file->map = (struct file_map){bytes, len};
+    file->map = (struct file_map){.data = bytes, .size_bytes = len};
     if (read_file(file, err)) return file;
     gguf_close(file);
     return NULL;

@@ -144,7 +144,9 @@ struct trace_cursor *trace_cursor_open(const struct trace *trace, int r, struct 
                                     .scores = {"scores", 0, NULL, -1},
                                     .ids = {"ids", 0, NULL, -1},
                                     .weights = {"weights", 0, NULL, -1}};
-    if (db_open(&cursor->db, trace->db.path, DB_READ, err) && make_buffers(cursor, err) &&
+    if (trace->cursors) cursor->db = *trace->cursors;
+    if ((trace->cursors || db_open(&cursor->db, trace->db.path, DB_READ, err)) &&
+        make_buffers(cursor, err) &&
         (cursor->hash =
              db_prepare(&cursor->db, "SELECT choice_hash FROM chunk WHERE chunk = ?1", err)))
         return cursor;
@@ -158,7 +160,7 @@ void trace_cursor_free(struct trace_cursor *cursor) {
     sqlite3_blob_close(cursor->ids.blob);
     sqlite3_blob_close(cursor->weights.blob);
     sqlite3_finalize(cursor->hash);
-    db_close(&cursor->db);
+    if (!cursor->trace->cursors) db_close(&cursor->db);
     if ((void *)cursor->logits != (void *)cursor->raw) free(cursor->logits);
     free(cursor->raw);
     free(cursor->expert);

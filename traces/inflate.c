@@ -10,26 +10,66 @@
 
 #include "base/str.h"
 
-enum { READ_BYTES = 1 << 16 };
+enum { PIECE_BYTES = 1 << 16 };
+
+static bool is_gzip(const unsigned char *bytes, size_t n) {
+    return n > 2 && bytes[0] == 0x1f && bytes[1] == 0x8b;
+}
+
+/* Appends what one gzip member holds; *in moves behind it. */
+static bool expand_gzip(z_stream *stream, const unsigned char **in, const unsigned char *end,
+                        size_t max_bytes, unsigned char *piece, struct str *text) {
+    int code = inflateReset(stream);
+    while (code == Z_OK && text->len <= max_bytes) {
+        size_t left = (size_t)(end - *in);
+        uInt give = left > (1u << 30) ? 1u << 30 : (uInt)left;
+        stream->next_in = (unsigned char *)(uintptr_t)*in;
+        stream->avail_in = give;
+        stream->next_out = piece;
+        stream->avail_out = PIECE_BYTES;
+        code = inflate(stream, Z_NO_FLUSH);
+        *in += give - stream->avail_in;
+        str_append(text, (const char *)piece, PIECE_BYTES - stream->avail_out);
+        if (code == Z_OK && *in == end && stream->avail_out) return false; /* truncated */
+    }
+    return code == Z_STREAM_END || code == Z_OK;
+}
+
+/* A gzip file of one or more members; what lies behind them is ignored, as gzip does. */
+static bool expand_file(const struct file_map *map, size_t max_bytes, struct str *text) {
+    const unsigned char *in = map->data, *end = in + map->size_bytes;
+    unsigned char *piece = malloc(PIECE_BYTES);
+    z_stream stream = {0};
+    if (!piece || inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK) {
+        text->failed = true;
+        free(piece);
+        return true;
+    }
+    bool ok = true;
+    while (ok && text->len <= max_bytes && is_gzip(in, (size_t)(end - in)))
+        ok = expand_gzip(&stream, &in, end, max_bytes, piece, text);
+    inflateEnd(&stream);
+    free(piece);
+    return ok;
+}
 
 char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err) {
     struct file_map map;
-    if (!file_map(path, &map, err)) return NULL; /* only regular files */
-    file_unmap(&map);
-    gzFile file = gzopen(path, "rb");
+    if (!file_map(path, &map, err)) return NULL;
     struct str text = {0};
-    char *buffer = malloc(READ_BYTES);
-    int n = 0;
+    bool gzip = is_gzip(map.data, map.size_bytes), whole = true;
+    bool big = !gzip && map.size_bytes > max_bytes;
     str_puts(&text, "");
-    while (file && buffer && (n = gzread(file, buffer, READ_BYTES)) > 0 && text.len <= max_bytes)
-        str_append(&text, buffer, (size_t)n);
-    int code = file ? gzclose_r(file) : Z_ERRNO;
-    free(buffer);
-    if (!file || !buffer || text.failed)
+    if (gzip)
+        whole = expand_file(&map, max_bytes, &text);
+    else if (!big)
+        str_append(&text, map.data, map.size_bytes);
+    file_unmap(&map);
+    if (text.failed)
         err_memory(err, path);
-    else if (n < 0 || code != Z_OK)
+    else if (!whole)
         err_set(err, ERR_FORMAT, "%s: found damaged or truncated gzip data", path);
-    else if (text.len > max_bytes)
+    else if (big || text.len > max_bytes)
         err_set(err, ERR_FORMAT, "%s: found more than %zu bytes", path, max_bytes);
     else {
         *len = text.len;

@@ -30,7 +30,8 @@ struct trace {
     int domain_count;
     struct block *blocks; /* malloc'd: it grows while writing */
     int64_t block_count, block_cap;
-    struct writer *writer; /* NULL for readers */
+    struct writer *writer;    /* NULL for readers */
+    const struct db *cursors; /* connection that cursors share; NULL: each opens its own */
 };
 
 /* The text columns and the integer columns of `capture`, as members of struct trace_capture;
@@ -44,6 +45,8 @@ struct trace {
 /* Reads capture, layers, documents, blocks of an open database into `trace` and checks them against
  * each other. */
 bool trace_load(struct trace *trace, struct err *err);
+/* The same of a database whose schema has been checked; trace->arena is ready. */
+bool trace_load_rows(struct trace *trace, struct err *err);
 /* Distinct domains of the documents. */
 bool trace_index_domains(struct trace *trace, struct err *err);
 /* sha256 over the setup. */

@@ -254,8 +254,12 @@ static bool load_blocks(struct trace *trace, struct err *err) {
 
 bool trace_load(struct trace *trace, struct err *err) {
     arena_init(&trace->arena, "trace");
+    return db_check_schema(&trace->db, err) && trace_load_rows(trace, err);
+}
+
+bool trace_load_rows(struct trace *trace, struct err *err) {
     /* one read transaction: the four tables belong to the same moment of a running capture */
-    if (!db_check_schema(&trace->db, err) || !db_exec(&trace->db, "BEGIN", err)) return false;
+    if (!db_exec(&trace->db, "BEGIN", err)) return false;
     bool ok = load_capture(trace, err) && load_layers(trace, err) && load_documents(trace, err) &&
               load_blocks(trace, err);
     struct err ignored;

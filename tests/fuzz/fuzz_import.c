@@ -4,49 +4,30 @@
  * FUZZ_FORMAT=NAME takes one importer of the table, so that executions are counted for each format,
  * FUZZ_FORMAT=auto the recognition alone; without it every one gets the input. An input may begin
  * with a line !GATE (the --gate option; empty = none), then be one file, or several, each behind a
- * line @NAME (given to the importer) or &NAME (lies beside them). Files live in memory (/dev/shm
- * where there is one). */
-#include <fcntl.h>
+ * line @NAME (given to the importer) or &NAME (lies beside them). They exist in memory only. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/file.h"
 #include "traces/exchange.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { MAX_FILES = 4 };
-
 struct input {
-    char path[MAX_FILES][128];
-    const char *given[MAX_FILES];
+    char path[FILE_LAID_MOST][128];
+    const char *given[FILE_LAID_MOST];
     int files, given_count;
     char gate[256];
 };
 
-static const char *folder(void) {
-    static char name[64];
-    if (!*name) {
-        bool memory = access("/dev/shm", W_OK) == 0;
-        snprintf(name, sizeof name, "%s/fuzz-import-XXXXXX", memory ? "/dev/shm" : "/tmp");
-        if (!mkdtemp(name)) exit(1);
-    }
-    return name;
-}
-
-static void write_file(struct input *input, const char *name, size_t len, bool given,
-                       const uint8_t *data, size_t size) {
-    char *path = input->path[input->files];
-    snprintf(path, sizeof input->path[0], "%s/%.*s", folder(), (int)len, name);
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return;
-    if (write(fd, data, size) == (ssize_t)size) {
-        input->files++;
-        if (given) input->given[input->given_count++] = path;
-    }
-    close(fd);
+static void lay_file(struct input *input, const char *name, size_t len, bool given,
+                     const uint8_t *data, size_t size) {
+    char *path = input->path[input->files++];
+    snprintf(path, sizeof input->path[0], "fuzz/%.*s", (int)len, name);
+    file_lay(path, data, size);
+    if (given) input->given[input->given_count++] = path;
 }
 
 /* Takes a line that begins with one of `marks`; false when there is none. */
@@ -82,12 +63,12 @@ static void unpack(struct input *input, const uint8_t *at, size_t size) {
     if (take_line(&at, end, "!", &line, &len))
         snprintf(input->gate, sizeof input->gate, "%.*s", (int)len - 1, line + 1);
     if (at == end || (*at != '@' && *at != '&'))
-        write_file(input, "expert_weights_1.txt", 20, true, at, (size_t)(end - at));
+        lay_file(input, "expert_weights_1.txt", 20, true, at, (size_t)(end - at));
     else
-        while (input->files < MAX_FILES && take_line(&at, end, "@&", &line, &len)) {
+        while (input->files < FILE_LAID_MOST && take_line(&at, end, "@&", &line, &len)) {
             const uint8_t *stop = next_file(at, end);
             if (is_name(line + 1, len - 1))
-                write_file(input, line + 1, len - 1, *line == '@', at, (size_t)(stop - at));
+                lay_file(input, line + 1, len - 1, *line == '@', at, (size_t)(stop - at));
             at = stop;
         }
 }
@@ -190,7 +171,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct err err = {0};
     if (input.given_count && (!*only || strcmp(only, "auto") == 0))
         sink += trace_importer_find("auto", input.given[0], &err) != NULL;
-    for (int i = 0; i < input.files; i++) unlink(input.path[i]);
+    file_lay(NULL, NULL, 0);
     (void)sink;
     return 0;
 }
