@@ -15,44 +15,55 @@
 
 static const struct route_kernels *forced;
 
+/* The best first. */
 static const struct route_kernels *const levels[] = {
 #if defined(__x86_64__)
-    &route_kernels_avx512,
+    &route_kernels_avx512vbmi2, &route_kernels_avx512,
 #endif
     &route_kernels_portable};
+enum { LEVELS = sizeof levels / sizeof *levels };
 
 static bool usable(const struct route_kernels *level) {
 #if defined(__x86_64__)
-    if (level == &route_kernels_avx512)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (level == &route_kernels_avx512) return avx512;
+    if (level == &route_kernels_avx512vbmi2) return avx512 && __builtin_cpu_supports("avx512vbmi2");
 #endif
     return level == &route_kernels_portable;
 }
 
 static const struct route_kernels *kernels(void) {
+    int i = 0;
     if (forced) return forced;
-    return usable(levels[0]) ? levels[0] : &route_kernels_portable;
+    while (!usable(levels[i])) i++;
+    return levels[i];
 }
+
+const char *route_level_at(int i) { return i < LEVELS ? levels[i]->name : NULL; }
 
 const char *route_level(void) { return kernels()->name; }
 
 bool route_force_level(const char *name) {
     forced = NULL;
-    for (size_t i = 0; name && i < sizeof levels / sizeof *levels; i++)
+    for (int i = 0; name && i < LEVELS; i++)
         if (strcmp(levels[i]->name, name) == 0 && usable(levels[i])) forced = levels[i];
     return !name || forced;
 }
 
-void route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
-                  float *scores) {
-    const struct route_kernels *run = kernels();
-    for (int64_t t = 0; t < tokens; t++)
-        run->score[score](logits + t * experts, scores + t * experts, experts);
-}
-
 int64_t route_first_not_finite(const float *logits, int64_t n) {
     return kernels()->first_not_finite(logits, n);
+}
+
+int64_t route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
+                     float *scores) {
+    const struct route_kernels *run = kernels();
+    uint32_t most = 0;
+    for (int64_t t = 0; t < tokens; t++) {
+        uint32_t largest = run->score[score](logits + t * experts, scores + t * experts, experts);
+        most = largest > most ? largest : most;
+    }
+    return most < 0x7f800000u ? -1 : run->first_not_finite(logits, tokens * experts);
 }
 
 /* ---- scratch of a block of tokens */
@@ -118,9 +129,9 @@ static float p_norm(const float *w, int k, float p) {
 }
 
 /* w[k] in order of selection: normalised, then scaled. */
-static void finish_weights(const struct gate *gate, float *w) {
+static inline void finish_weights(const struct gate *gate, float *w, int k) {
     float divisor = 1, sum = 0;
-    for (int i = 0; i < gate->topk; i++) sum += w[i];
+    for (int i = 0; i < k; i++) sum += w[i];
     switch (gate->norm) {
     case NORM_NONE:
         break;
@@ -131,13 +142,11 @@ static void finish_weights(const struct gate *gate, float *w) {
         divisor = sum > gate->norm_arg ? sum : gate->norm_arg;
         break;
     case NORM_P:
-        divisor = p_norm(w, gate->topk, gate->norm_arg);
+        divisor = p_norm(w, k, gate->norm_arg);
         break;
     }
-    for (int i = 0; i < gate->topk; i++) {
-        if (gate->norm != NORM_NONE) w[i] /= divisor;
-        w[i] *= gate->scale;
-    }
+    /* a divisor of 1 changes nothing */
+    for (int i = 0; i < k; i++) w[i] = w[i] / divisor * gate->scale;
 }
 
 /* ---- the two ways to route a block */
@@ -165,28 +174,71 @@ static void select_best(const struct route_kernels *run, const struct block *b, 
     run->top(s->choice, b->tokens, stride, b->experts, wanted, s->best);
 }
 
-/* The k best of each choice row into out.expert, and whether the next one ties with the last. */
-static void choose(const struct route_kernels *run, const struct block *b) {
-    int k = b->gate->topk, wanted = k < b->experts ? k + 1 : k;
+/* The k best by score[T,E] (and bias, groups) into out.expert, and whether the next one ties with
+ * the last; step by step. */
+static void choose_in_steps(const struct route_kernels *run, const struct block *b,
+                            const float *score) {
+    int E = b->experts, stride = route_padded(E), k = b->gate->topk, wanted = k < E ? k + 1 : k;
+    for (int t = 0; t < b->tokens; t++)
+        run->add_bias(score + t * E, b->gate->bias ? b->bias : NULL, b->scratch.choice + t * stride,
+                      E);
     select_best(run, b, wanted);
     for (int t = 0; t < b->tokens; t++) {
         const int32_t *best = b->scratch.best + t * wanted;
-        const float *choice = b->scratch.choice + t * route_padded(b->experts);
+        const float *choice = b->scratch.choice + t * stride;
         for (int i = 0; i < k; i++) b->out.expert[t * k + i] = best[i];
         if (b->out.tie) b->out.tie[t] = wanted > k && choice[best[k]] == choice[best[k - 1]];
     }
 }
 
-/* w[T,k] from score[T,E] (logits where the score function comes last) at expert[T,k]. */
-static void weigh(const struct route_kernels *run, const struct gate *gate, int experts,
-                  int64_t tokens, const float *score, const int32_t *expert, float *weight) {
-    int k = gate->topk;
+/* The same, all at once for as many tokens as that way can. */
+static void choose(const struct route_kernels *run, const struct block *b, const float *score) {
+    const struct gate *gate = b->gate;
+    struct route_groups groups = {0};
+    struct route_job job = {.experts = b->experts,
+                            .tokens = b->tokens,
+                            .topk = gate->topk,
+                            .signs = score == b->logits,
+                            .groups = gate->groups > 0 ? &groups : NULL,
+                            .score = score,
+                            .bias = gate->bias ? b->bias : NULL,
+                            .expert = b->out.expert,
+                            .tie = b->out.tie};
+    unsigned all = (1u << b->tokens) - 1, left = all;
+    if (gate->groups > 0) groups = resolve_groups(gate, b->experts);
+    if (run->choose) left = run->choose(&job);
+    if (left == all) choose_in_steps(run, b, score);
+    for (int t = 0; left != all && left >> t; t++) {
+        struct block one = *b;
+        if (!(left >> t & 1)) continue;
+        one.tokens = 1;
+        one.out.expert += t * gate->topk;
+        if (one.out.tie) one.out.tie += t;
+        choose_in_steps(run, &one, score + t * b->experts);
+    }
+}
+
+/* w[T,k] from score[T,E] (logits where the score function comes last) at expert[T,k]. Inlined for
+ * the usual k, which then is a constant. */
+static inline void weigh_k(const struct route_kernels *run, const struct gate *gate, int experts,
+                           int64_t tokens, const float *score, const int32_t *expert, float *weight,
+                           int k) {
     for (int64_t t = 0; t < tokens; t++) {
         float *w = weight + t * k;
         for (int i = 0; i < k; i++) w[i] = score[t * experts + expert[t * k + i]];
         if (gate->order == ORDER_TOPK_SCORE) run->score[gate->score](w, w, k);
-        finish_weights(gate, w);
+        finish_weights(gate, w, k);
     }
+}
+
+static void weigh(const struct route_kernels *run, const struct gate *gate, int experts,
+                  int64_t tokens, const float *score, const int32_t *expert, float *weight) {
+    if (gate->topk == 8)
+        weigh_k(run, gate, experts, tokens, score, expert, weight, 8);
+    else if (gate->topk == 6)
+        weigh_k(run, gate, experts, tokens, score, expert, weight, 6);
+    else
+        weigh_k(run, gate, experts, tokens, score, expert, weight, gate->topk);
 }
 
 /* Score, bias, groups, top-k, norm, scale (MATH.md sections 1 to 4). */
@@ -200,9 +252,7 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
         score = s->score;
     }
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */
-    for (int t = 0; t < b->tokens; t++)
-        run->add_bias(score + t * E, b->gate->bias ? b->bias : NULL, s->choice + t * stride, E);
-    choose(run, b);
+    choose(run, b, score);
     for (int t = 0; b->out.escape && t < b->tokens; t++)
         b->out.escape[t] =
             b->gate->fill == FILL_ZERO
@@ -226,11 +276,9 @@ static float sparsemixer_weight(const float *logits, int experts, int at, int wi
 
 /* PhiMoE (transformers phimoe, sparsemixer in evaluation): top-2, each weight a masked softmax. */
 static void route_sparsemixer(const struct route_kernels *run, const struct block *b) {
-    int E = b->experts, stride = route_padded(E);
+    int E = b->experts;
     float eps = b->gate->fn_arg;
-    for (int t = 0; t < b->tokens; t++)
-        run->add_bias(b->logits + t * E, NULL, b->scratch.choice + t * stride, E);
-    choose(run, b);
+    choose(run, b, b->logits);
     for (int t = 0; t < b->tokens; t++) {
         const float *l = b->logits + t * E;
         const int32_t *best = b->out.expert + t * 2;
@@ -239,7 +287,7 @@ static void route_sparsemixer(const struct route_kernels *run, const struct bloc
         float *w = b->out.weight + t * 2;
         w[0] = sparsemixer_weight(l, E, best[0], -1, eps);
         w[1] = sparsemixer_weight(l, E, best[1], best[0], eps);
-        finish_weights(b->gate, w);
+        finish_weights(b->gate, w, 2);
     }
 }
 
@@ -279,15 +327,19 @@ void route_weights(const struct gate *gate, int experts, int64_t tokens, const f
     weigh(kernels(), gate, experts, tokens, from, expert, weight);
 }
 
-/* A block at a time, so that the logits are still in the nearest cache after their check. */
+/* A block at a time, so that what one step reads is still in the nearest cache for the next. */
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch) {
+    bool by_score = gate->fn == GATE_TABLE && gate->order == ORDER_SCORE_TOPK;
+    float *score = scratch_at(scratch, experts).score;
     for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
         struct block b = block_at(gate, experts, tokens, t, out);
         const float *block = logits + t * experts;
-        int64_t bad = route_first_not_finite(block, (int64_t)b.tokens * experts);
+        int64_t bad = by_score ? route_scores(gate->score, experts, b.tokens, block, score)
+                               : route_first_not_finite(block, (int64_t)b.tokens * experts);
         if (bad >= 0) return t * experts + bad;
-        route_scored(gate, experts, b.tokens, block, NULL, bias, &b.out, scratch);
+        route_scored(gate, experts, b.tokens, block, by_score ? score : NULL, bias, &b.out,
+                     scratch);
     }
     return -1;
 }

@@ -33,9 +33,10 @@ size_t route_scratch_bytes(int experts);
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch);
 
-/* The scores alone: score[T,E] <- score function of logits[T,E], without bias and groups. */
-void route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
-                  float *scores);
+/* The scores alone: score[T,E] <- score function of logits[T,E], without bias and groups. Answers
+ * as route_tokens; score and logits must not overlap. */
+int64_t route_scores(enum gate_score score, int experts, int64_t tokens, const float *logits,
+                     float *scores);
 
 /* route_tokens for logits already known to be finite, and with scores[T,E] of the gate's own score
  * function already computed (NULL: computed here). Lets many gates share one pass over the scores:
@@ -53,8 +54,11 @@ void route_weights(const struct gate *gate, int experts, int64_t tokens, const f
 /* Index of the first NaN or infinity in logits[n]; -1 when there is none. */
 int64_t route_first_not_finite(const float *logits, int64_t n);
 
-/* The CPU level in use ("avx512", "portable"); every level gives the same bits. */
+/* The CPU level in use ("avx512vbmi2", ..., "portable"); every level gives the same bits. */
 const char *route_level(void);
+/* The levels of this build, the best first (whether or not the machine can run them); NULL past
+ * the last. */
+const char *route_level_at(int i);
 /* Forces a level, for tests and benchmarks; NULL returns to the best. False when this machine
  * cannot run it. Not to be called while other threads route. */
 bool route_force_level(const char *name);

@@ -25,14 +25,19 @@ static int64_t first_not_finite(const float *x, int64_t n) {
 
 /* ---- scores: mathf.h, operation by operation */
 
-/* mathf_exp. roundscale rounds to the nearest even integer, as adding 1.5 * 2^23 does; scalef
- * rounds once, as the two exact multiplications do together. */
-static inline __m512 exp16(__m512 x) {
+/* Running largest magnitude, as integers. */
+static inline __m512i magnitude(__m512i most, __m512 x) {
+    const __m512i clear = _mm512_set1_epi32(0x7fffffff);
+    return _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(x), clear));
+}
+
+/* mathf_exp of -x, for magnitudes below 80, where nothing is clamped, under- or overflows. n times
+ * the first part of ln2 is exact, so that the one fused operation rounds as the portable two do;
+ * roundscale rounds to the nearest even integer, as adding 1.5 * 2^23 does. */
+static inline __m512 exp_minus16(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
-    x = _mm512_min_ps(x, _mm512_set1_ps(89.0f));
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693145752f)));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)), 8);
+    __m512 r = _mm512_fnmsub_ps(n, _mm512_set1_ps(0.693145752f), x);
     r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(1.42860677e-6f)));
     __m512 p = _mm512_set1_ps(1.39304355e-3f);
     p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(8.36402178e-3f));
@@ -41,6 +46,14 @@ static inline __m512 exp16(__m512 x) {
     p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(5.00000060e-1f));
     __m512 e = _mm512_add_ps(r, _mm512_mul_ps(_mm512_mul_ps(r, r), p));
     return _mm512_scalef_ps(_mm512_add_ps(one, e), n);
+}
+enum { PLAIN = 0x42a00000 }; /* 80 as bits */
+
+/* mathf_exp for all x. scalef rounds once, as the two exact multiplications do together. */
+static inline __m512 exp16(__m512 x) {
+    x = _mm512_min_ps(x, _mm512_set1_ps(89.0f));
+    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    return exp_minus16(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)));
 }
 
 /* mathf_log1p. */
@@ -53,34 +66,59 @@ static inline __m512 log1p16(__m512 y) {
     return _mm512_mul_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(z, high));
 }
 
-static inline __m512 sigmoid16(__m512 x) {
+static inline __m512 one_over_one_plus(__m512 e) {
     const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 e = exp16(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)));
     return _mm512_div_ps(one, _mm512_add_ps(one, e));
 }
 
-static void score_sigmoid(const float *logits, float *score, int n) {
-    int i = 0;
-    for (; i + 32 <= n; i += 32) {
-        __m512 a = sigmoid16(_mm512_loadu_ps(logits + i));
-        __m512 b = sigmoid16(_mm512_loadu_ps(logits + i + 16));
-        _mm512_storeu_ps(score + i, a);
-        _mm512_storeu_ps(score + i + 16, b);
-    }
-    for (; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
-        _mm512_mask_storeu_ps(score + i, m, sigmoid16(_mm512_maskz_loadu_ps(m, logits + i)));
-    }
-}
-
-static void score_sqrtsoftplus(const float *logits, float *score, int n) {
+static void sigmoid_clamped(const float *logits, float *score, int n) {
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail_mask(n - i);
         __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
+        x = exp16(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)));
+        _mm512_mask_storeu_ps(score + i, m, one_over_one_plus(x));
+    }
+}
+
+/* In place, too: a row is read once more only when its scores were not written over it. */
+static uint32_t score_sigmoid(const float *logits, float *score, int n) {
+    __m512i most = _mm512_setzero_si512();
+    int i = 0;
+    if (logits == score) {
+        sigmoid_clamped(logits, score, n);
+        return 0;
+    }
+    for (; i + 64 <= n; i += 64) {
+        __m512 x[4];
+        for (int j = 0; j < 4; j++) {
+            x[j] = _mm512_loadu_ps(logits + i + 16 * j);
+            most = magnitude(most, x[j]);
+        }
+        for (int j = 0; j < 4; j++) x[j] = one_over_one_plus(exp_minus16(x[j]));
+        for (int j = 0; j < 4; j++) _mm512_storeu_ps(score + i + 16 * j, x[j]);
+    }
+    for (; i < n; i += 16) {
+        __mmask16 m = tail_mask(n - i);
+        __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
+        most = magnitude(most, x);
+        _mm512_mask_storeu_ps(score + i, m, one_over_one_plus(exp_minus16(x)));
+    }
+    uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(most);
+    if (largest >= PLAIN) sigmoid_clamped(logits, score, n);
+    return largest;
+}
+
+static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
+    __m512i most = _mm512_setzero_si512();
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail_mask(n - i);
+        __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
+        most = magnitude(most, x);
         __m512 tail = log1p16(exp16(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x))));
         __m512 soft = _mm512_add_ps(_mm512_max_ps(x, _mm512_setzero_ps()), tail);
         _mm512_mask_storeu_ps(score + i, m, _mm512_sqrt_ps(soft));
     }
+    return (uint32_t)_mm512_reduce_max_epi32(most);
 }
 
 static float lane_tree(__m512 lane) {
@@ -92,16 +130,23 @@ static float lane_tree(__m512 lane) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-static void score_softmax(const float *logits, float *score, int n) {
+/* The highest is found on the way to the largest magnitude: a NaN or an infinity shows there. */
+static uint32_t score_softmax(const float *logits, float *score, int n) {
     __m512 max = _mm512_set1_ps(logits[0]), lane = _mm512_setzero_ps();
+    __m512i most = _mm512_setzero_si512();
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail_mask(n - i);
-        max = _mm512_mask_max_ps(max, m, max, _mm512_maskz_loadu_ps(m, logits + i));
+        __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
+        most = magnitude(most, x);
+        max = _mm512_mask_max_ps(max, m, max, x);
     }
+    uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(most);
     __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(max));
+    bool plain = largest < PLAIN - (1 << 23); /* below half of it: so are all differences */
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail_mask(n - i);
-        __m512 e = exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, logits + i), top));
+        __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
+        __m512 e = plain ? exp_minus16(_mm512_sub_ps(top, x)) : exp16(_mm512_sub_ps(x, top));
         lane = _mm512_mask_add_ps(lane, m, lane, e);
         _mm512_mask_storeu_ps(score + i, m, e);
     }
@@ -111,10 +156,11 @@ static void score_softmax(const float *logits, float *score, int n) {
         _mm512_mask_storeu_ps(score + i, m,
                               _mm512_div_ps(_mm512_maskz_loadu_ps(m, score + i), sum));
     }
+    return largest;
 }
 
-static void score_identity(const float *logits, float *score, int n) {
-    route_kernels_portable.score[SCORE_IDENTITY](logits, score, n);
+static uint32_t score_identity(const float *logits, float *score, int n) {
+    return route_kernels_portable.score[SCORE_IDENTITY](logits, score, n);
 }
 
 static void add_bias(const float *score, const float *bias, float *choice, int n) {
@@ -402,14 +448,15 @@ static bool top_of_kept(const struct route_groups *groups, int tokens, int strid
     return true;
 }
 
-const struct route_kernels route_kernels_avx512 = {
-    .name = "avx512",
-    .first_not_finite = first_not_finite,
-    .score = {[SCORE_SOFTMAX] = score_softmax,
-              [SCORE_SIGMOID] = score_sigmoid,
-              [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
-              [SCORE_IDENTITY] = score_identity},
-    .add_bias = add_bias,
-    .mask_groups = mask_groups,
-    .top = top,
-    .top_of_kept = top_of_kept};
+#define STEPS                                                                                      \
+    .first_not_finite = first_not_finite,                                                          \
+    .score = {[SCORE_SOFTMAX] = score_softmax,                                                     \
+              [SCORE_SIGMOID] = score_sigmoid,                                                     \
+              [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,                                           \
+              [SCORE_IDENTITY] = score_identity},                                                  \
+    .add_bias = add_bias, .mask_groups = mask_groups, .top = top, .top_of_kept = top_of_kept
+
+const struct route_kernels route_kernels_avx512 = {.name = "avx512", STEPS};
+
+const struct route_kernels route_kernels_avx512vbmi2 = {
+    .name = "avx512vbmi2", STEPS, .choose = route_choose_avx512};

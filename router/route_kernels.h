@@ -30,12 +30,25 @@ struct route_groups {
     float fill;      /* what dropped experts become */
 };
 
+/* The choices of a block by a gate of scores, bias, groups and top-k. */
+struct route_job {
+    int experts, tokens, topk;
+    bool signs;                        /* scores may be negative: logits */
+    const struct route_groups *groups; /* NULL: none */
+    const float *score;                /* [tokens,E] */
+    const float *bias;                 /* [E] or NULL */
+    int32_t *expert;                   /* [tokens,k] */
+    uint8_t *tie;                      /* [tokens] or NULL */
+};
+
 struct route_kernels {
     const char *name;
     /* Index of the first NaN or infinity in x[n]; -1 when there is none. */
     int64_t (*first_not_finite)(const float *x, int64_t n);
-    /* score[n] <- score function of logits[n]; by enum gate_score. May run in place. */
-    void (*score[SCORE_IDENTITY + 1])(const float *logits, float *score, int n);
+    /* score[n] <- score function of logits[n]; by enum gate_score. Returns the bits of the largest
+     * magnitude among the logits (from 0x7f800000 on: one is not finite); may run in place, and
+     * then returns anything. */
+    uint32_t (*score[SCORE_IDENTITY + 1])(const float *logits, float *score, int n);
     /* choice[padded] <- score[n] + bias[n] (bias NULL: score), padded with -inf. */
     void (*add_bias)(const float *score, const float *bias, float *choice, int n);
     /* For each of `tokens` rows choice[stride]: scores its groups, sets kept[groups->count] (rows
@@ -52,11 +65,17 @@ struct route_kernels {
      * never possible. */
     bool (*top_of_kept)(const struct route_groups *groups, int tokens, int stride, int k,
                         const float *choice, int32_t *best);
+    /* All steps of a choice in one. Returns the tokens, one bit each, that it could not settle and
+     * whose outputs are undefined: the steps above must choose for them. NULL: for none. */
+    unsigned (*choose)(const struct route_job *job);
 };
+
+/* For AVX-512 with VBMI2: route_choose_avx512.c. */
+unsigned route_choose_avx512(const struct route_job *job);
 
 extern const struct route_kernels route_kernels_portable;
 #if defined(__x86_64__)
-extern const struct route_kernels route_kernels_avx512;
+extern const struct route_kernels route_kernels_avx512, route_kernels_avx512vbmi2;
 #endif
 
 #endif

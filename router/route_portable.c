@@ -20,24 +20,40 @@ static float lane_sum(const float *x, int n) {
     return lane[0];
 }
 
-static void score_softmax(const float *logits, float *score, int n) {
+static uint32_t largest_magnitude(const float *x, int n) {
+    uint32_t largest = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = mathf_bits(x[i]) & 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+static uint32_t score_softmax(const float *logits, float *score, int n) {
+    uint32_t largest = largest_magnitude(logits, n);
     float max = logits[0];
     for (int i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
     for (int i = 0; i < n; i++) score[i] = mathf_exp(logits[i] - max);
     float sum = lane_sum(score, n);
     for (int i = 0; i < n; i++) score[i] /= sum;
+    return largest;
 }
 
-static void score_sigmoid(const float *logits, float *score, int n) {
+static uint32_t score_sigmoid(const float *logits, float *score, int n) {
+    uint32_t largest = largest_magnitude(logits, n);
     for (int i = 0; i < n; i++) score[i] = mathf_sigmoid(logits[i]);
+    return largest;
 }
 
-static void score_sqrtsoftplus(const float *logits, float *score, int n) {
+static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
+    uint32_t largest = largest_magnitude(logits, n);
     for (int i = 0; i < n; i++) score[i] = mathf_sqrtsoftplus(logits[i]);
+    return largest;
 }
 
-static void score_identity(const float *logits, float *score, int n) {
+static uint32_t score_identity(const float *logits, float *score, int n) {
     if (score != logits) memcpy(score, logits, (size_t)n * sizeof *score);
+    return largest_magnitude(logits, n);
 }
 
 static void add_bias(const float *score, const float *bias, float *choice, int n) {
