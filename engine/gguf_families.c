@@ -436,11 +436,8 @@ static bool unknown_architecture(const struct gguf *head, const char *name, stru
 
 /* Has any block a correction bias? */
 static bool corrects(const struct tensors *set) {
-    char name[64];
-    for (int i = 0; i < CONFIG_MAX_LAYERS; i++) {
-        snprintf(name, sizeof name, "blk.%d.exp_probs_b.bias", i);
-        if (tensors_find(set, name)) return true;
-    }
+    for (int64_t i = 0; i < set->count; i++)
+        if (strstr(set->items[i].name, ".exp_probs_b.bias")) return true;
     return false;
 }
 
