@@ -3,17 +3,10 @@
 
 #include <math.h>
 
-static uint64_t splitmix(uint64_t *state) {
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static uint64_t rotate(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
 
 void rng_init(struct rng *rng, uint64_t seed) {
-    for (int i = 0; i < 4; i++) rng->s[i] = splitmix(&seed);
+    for (uint64_t i = 0; i < 4; i++) rng->s[i] = rng_at(seed, i);
 }
 
 uint64_t rng_next(struct rng *rng) {

@@ -21,4 +21,13 @@ double rng_normal(struct rng *rng);
 /* Fisher-Yates: permutes order[n]. */
 void rng_shuffle(struct rng *rng, int64_t *order, int64_t n);
 
+/* A number that depends on key and counter alone: the counter-th of splitmix64 from that state.
+ * Chain it to draw by several keys: rng_at(rng_at(seed, layer), token). */
+static inline uint64_t rng_at(uint64_t key, uint64_t counter) {
+    uint64_t z = key + (counter + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
 #endif

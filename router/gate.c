@@ -17,6 +17,7 @@ static const char *const fill_names[] = {GATE_FILLS(X) NULL};
 static const char *const order_names[] = {GATE_ORDERS(X) NULL};
 static const char *const norm_names[] = {GATE_NORMS(X) NULL};
 static const char *const fn_names[] = {GATE_FNS(X) NULL};
+static const char *const dtype_names[] = {GATE_DTYPES(X) NULL};
 #undef X
 
 const struct gate_preset gate_presets[] = {
@@ -154,6 +155,63 @@ static bool read_scale(struct gate *gate, char *text, struct err *err) {
     return read_float("scale", text, -3e38, &gate->scale, err);
 }
 
+static bool read_dtype(struct gate *gate, char *text, struct err *err) {
+    char *part = split_argument(text);
+    int index;
+    if (!read_name("dtype", dtype_names, text, &index, err)) return false;
+    if (part && strcmp(part, "logits") != 0)
+        return err_set(err, ERR_USAGE, "gate: dtype: found \"%.40s\", expected %s or %s:logits",
+                       part, text, text);
+    gate->dtype = (enum gate_dtype)index;
+    gate->dtype_logits = part != NULL;
+    return true;
+}
+
+static bool read_noise(struct gate *gate, char *text, struct err *err) {
+    return read_float("noise", text, 0, &gate->noise, err);
+}
+
+/* What multiplies the input of a router cannot be drawn from its outputs. */
+static bool read_jitter(struct gate *gate, char *text, struct err *err) {
+    (void)gate;
+    return err_set(err, ERR_UNSUPPORTED,
+                   "gate: found jitter=%.40s: it multiplies the router's input (Switch, Mixtral: "
+                   "training only), which recorded logits do not determine; expected noise=SIGMA",
+                   text);
+}
+
+static bool read_topp(struct gate *gate, char *text, struct err *err) {
+    if (!read_float("topp", text, 0, &gate->cut_arg, err)) return false;
+    gate->cut = CUT_TOPP;
+    if (gate->cut_arg > 0 && gate->cut_arg <= 1) return true;
+    return err_set(err, ERR_USAGE, "gate: topp: found %.40s, expected a share above 0, at most 1",
+                   text);
+}
+
+static bool read_threshold(struct gate *gate, char *text, struct err *err) {
+    gate->cut = CUT_THRESHOLD;
+    return read_float("threshold", text, -3e38, &gate->cut_arg, err);
+}
+
+static bool read_cut(struct gate *gate, char *text, struct err *err) {
+    gate->cut = CUT_NONE;
+    return strcmp(text, "none") == 0 ||
+           err_set(err, ERR_USAGE,
+                   "gate: cut: found \"%.40s\", expected none, topp=P or threshold=X", text);
+}
+
+/* The seed of a hash is kept in an f32: whole numbers up to 2^24 are exact. */
+static bool read_hash_seed(struct gate *gate, const char *argument, struct err *err) {
+    int64_t seed;
+    if (!argument)
+        return err_set(err, ERR_USAGE,
+                       "gate: fn=hash: found no SEED, expected hash:SEED (a table drawn from it; a "
+                       "model's own table is not recorded in traces)");
+    if (!parse_int(argument, "gate: fn=hash", 0, 1 << 24, &seed, err)) return false;
+    gate->fn_arg = (float)seed;
+    return true;
+}
+
 static bool read_fn(struct gate *gate, char *text, struct err *err) {
     if (strcmp(text, "llama4") == 0) {
         gate->fn = GATE_TABLE;
@@ -169,6 +227,9 @@ static bool read_fn(struct gate *gate, char *text, struct err *err) {
     if (gate->fn == GATE_SPARSEMIXER && !argument)
         return err_set(err, ERR_USAGE,
                        "gate: fn=sparsemixer: found no EPS, expected sparsemixer:X");
+    if (gate->fn == GATE_HASH) return read_hash_seed(gate, argument, err);
+    if (argument && gate->fn == GATE_BALANCED_HASH)
+        return err_set(err, ERR_USAGE, "gate: fn=balanced-hash: found an argument, expected none");
     return !argument || read_float("fn", argument, 0, &gate->fn_arg, err);
 }
 
@@ -182,9 +243,22 @@ static bool read_score(struct gate *gate, char *text, struct err *err) {
 static const struct {
     const char *key;
     bool (*read)(struct gate *, char *, struct err *);
-} keys[] = {{"groups", read_groups}, {"fill", read_fill},  {"topk", read_topk},
-            {"order", read_order},   {"norm", read_norm},  {"scale", read_scale},
-            {"fn", read_fn},         {"score", read_score}};
+} keys[] = {{"groups", read_groups},
+            {"fill", read_fill},
+            {"topk", read_topk},
+            {"order", read_order},
+            {"norm", read_norm},
+            {"scale", read_scale},
+            {"fn", read_fn},
+            {"score", read_score},
+            {"dtype", read_dtype},
+            {"noise", read_noise},
+            {"jitter", read_jitter},
+            {"topp", read_topp},
+            {"threshold", read_threshold},
+            {"cut", read_cut}};
+
+#define GATE_KEYS "groups= fill= topk= order= norm= scale= fn= dtype= noise= topp= threshold="
 
 static bool read_item(struct gate *gate, char *item, struct err *err) {
     char *equals = strchr(item, '=');
@@ -200,16 +274,14 @@ static bool read_item(struct gate *gate, char *item, struct err *err) {
             return err_set(
                 err, ERR_USAGE,
                 "gate: found \"%.40s\", expected a preset (first), a score, bias, nobias "
-                "or groups= fill= topk= order= norm= scale= fn=",
+                "or " GATE_KEYS,
                 item);
         return true;
     }
     *equals = '\0';
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (strcmp(keys[i].key, item) == 0) return keys[i].read(gate, equals + 1, err);
-    return err_set(
-        err, ERR_USAGE,
-        "gate: found \"%.40s=\", expected groups= fill= topk= order= norm= scale= fn=", item);
+    return err_set(err, ERR_USAGE, "gate: found \"%.40s=\", expected " GATE_KEYS, item);
 }
 
 /* What cannot act is set to its default, so that equal gates are equal structs. */
@@ -219,8 +291,51 @@ static void canonicalise(struct gate *gate) {
         gate->group_rule = GROUP_MAX;
         gate->fill = FILL_NEG_INF;
     }
-    if (gate->fn == GATE_TABLE) gate->fn_arg = 0;
+    if (gate->fn == GATE_TABLE || gate->fn == GATE_BALANCED_HASH) gate->fn_arg = 0;
     if (gate->norm == NORM_NONE) gate->norm_arg = 0;
+    if (gate->dtype == DTYPE_F32) gate->dtype_logits = false;
+    if (gate->cut == CUT_NONE) gate->cut_arg = 0;
+}
+
+static bool check_rounding(const struct gate *gate, struct err *err) {
+    if (gate->fn != GATE_SPARSEMIXER || gate->dtype == DTYPE_F32) return true;
+    return err_set(
+        err, ERR_USAGE,
+        "gate: fn=sparsemixer: found dtype=%s, expected f32 (the rule is published in it)",
+        dtype_names[gate->dtype]);
+}
+
+static bool check_cut(const struct gate *gate, struct err *err) {
+    if (gate->cut == CUT_NONE) return true;
+    if (gate->fn != GATE_TABLE)
+        return err_set(err, ERR_USAGE,
+                       "gate: fn=%s: found topp or threshold, expected neither: the number of its "
+                       "experts is fixed",
+                       fn_names[gate->fn]);
+    if (gate->cut == CUT_TOPP && gate->order == ORDER_TOPK_SCORE)
+        return err_set(
+            err, ERR_USAGE,
+            "gate: topp: found order=topk-score, expected score-topk: a share of the sum "
+            "of all scores needs the scores of all experts");
+    if (gate->cut == CUT_TOPP && gate_score_negative(gate->score))
+        return err_set(err, ERR_USAGE,
+                       "gate: topp: found the score %s, which can be negative, expected softmax, "
+                       "sigmoid, sqrtsoftplus or relu (shares of a sum)",
+                       score_names[gate->score]);
+    return true;
+}
+
+/* A hash layer's choice looks at the token id alone. */
+static bool check_hash(const struct gate *gate, struct err *err) {
+    if (!gate_hashes(gate)) return true;
+    const char *found = gate->bias         ? "bias"
+                        : gate->groups > 0 ? "groups"
+                        : gate->noise > 0  ? "noise"
+                                           : NULL;
+    return !found || err_set(err, ERR_USAGE,
+                             "gate: fn=%s: found %s, expected none: the choice looks at the token "
+                             "id, not at scores",
+                             fn_names[gate->fn], found);
 }
 
 static bool check_alone(const struct gate *gate, struct err *err) {
@@ -233,7 +348,7 @@ static bool check_alone(const struct gate *gate, struct err *err) {
     if (gate->fn == GATE_SPARSEMIXER && (gate->topk != 2 || gate->bias || gate->groups > 0))
         return err_set(err, ERR_USAGE,
                        "gate: fn=sparsemixer: expected topk=2 without bias and groups");
-    return true;
+    return check_rounding(gate, err) && check_cut(gate, err) && check_hash(gate, err);
 }
 
 static bool start_from(const char *item, const struct gate *native, struct gate *gate, bool *found,
@@ -319,7 +434,10 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
     if (gate->bias) put(&out, ",", "bias");
     if (gate->fn != GATE_TABLE) {
         put(&out, ",fn=", fn_names[gate->fn]);
-        put_float(&out, ":", gate->fn_arg);
+        if (gate->fn == GATE_HASH)
+            put_int(&out, ":", (int)gate->fn_arg);
+        else if (gate->fn == GATE_SPARSEMIXER)
+            put_float(&out, ":", gate->fn_arg);
     }
     if (gate->order != ORDER_SCORE_TOPK) put(&out, ",order=", order_names[gate->order]);
     if (gate->groups > 0) {
@@ -329,9 +447,14 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
     }
     if (gate->fill != FILL_NEG_INF) put(&out, ",fill=", fill_names[gate->fill]);
     put_int(&out, ",topk=", gate->topk);
+    if (gate->cut == CUT_TOPP) put_float(&out, ",topp=", gate->cut_arg);
+    if (gate->cut == CUT_THRESHOLD) put_float(&out, ",threshold=", gate->cut_arg);
     put(&out, ",norm=", norm_names[gate->norm]);
     if (gate->norm_arg != 0) put_float(&out, ":", gate->norm_arg);
     if (gate->scale != 1) put_float(&out, ",scale=", gate->scale);
+    if (gate->dtype != DTYPE_F32) put(&out, ",dtype=", dtype_names[gate->dtype]);
+    if (gate->dtype_logits) put(&out, ":", "logits");
+    if (gate->noise > 0) put_float(&out, ",noise=", gate->noise);
 }
 
 bool gate_equal(const struct gate *a, const struct gate *b) {
@@ -339,7 +462,8 @@ bool gate_equal(const struct gate *a, const struct gate *b) {
            a->groups == b->groups && a->groups_kept == b->groups_kept &&
            a->group_rule == b->group_rule && a->fill == b->fill && a->topk == b->topk &&
            a->order == b->order && a->norm == b->norm && a->norm_arg == b->norm_arg &&
-           a->scale == b->scale;
+           a->scale == b->scale && a->dtype == b->dtype && a->dtype_logits == b->dtype_logits &&
+           a->noise == b->noise && a->cut == b->cut && a->cut_arg == b->cut_arg;
 }
 
 /* ---- checking */
@@ -372,6 +496,40 @@ bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err
     return true;
 }
 
+bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err) {
+    const char *found = gate->noise > 0              ? "noise"
+                        : gate_hashes(gate)          ? fn_names[gate->fn]
+                        : gate->cut == CUT_TOPP      ? "topp"
+                        : gate->cut == CUT_THRESHOLD ? "threshold"
+                                                     : NULL;
+    if (found)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "gate: found %s, which acts in a replay only: expected a gate that follows "
+                       "from the logits of one token, with topk experts for each",
+                       found);
+    return gate_check(gate, experts, have_bias, err);
+}
+
+bool gate_hashes(const struct gate *gate) {
+    return gate->fn == GATE_HASH || gate->fn == GATE_BALANCED_HASH;
+}
+
+bool gate_blurs(const struct gate *gate) { return gate->noise > 0 || gate->dtype != DTYPE_F32; }
+
+/* ---- law 5 */
+
+/* What law 5 knows of a score function. */
+static const struct score_law {
+    bool rises;    /* strictly with the logit, whatever the other logits are */
+    bool positive; /* always above 0 */
+    bool negative; /* can be below 0 */
+} score_laws[] = {
+    [SCORE_SOFTMAX] = {true, true, false},      [SCORE_SIGMOID] = {true, true, false},
+    [SCORE_SQRTSOFTPLUS] = {true, true, false}, [SCORE_RELU] = {false, false, false},
+    [SCORE_TANH] = {true, false, true},         [SCORE_IDENTITY] = {true, false, true}};
+
+bool gate_score_negative(enum gate_score score) { return score_laws[score].negative; }
+
 /* The part of a gate that decides the choice, with equal parts spelled equally. */
 struct choice_form {
     enum gate_fn fn;
@@ -381,6 +539,11 @@ struct choice_form {
     int groups, kept, best; /* best = how many experts a group's score sums */
     enum gate_fill fill;
     int topk;
+    enum gate_dtype dtype;
+    bool dtype_logits;
+    float noise;
+    enum gate_cut cut;
+    float cut_arg;
 };
 
 int gate_summed_experts(const struct gate *gate) {
@@ -389,24 +552,49 @@ int gate_summed_experts(const struct gate *gate) {
     return best ? best : gate->topk / gate->groups_kept;
 }
 
+enum { MONOTONE = -1 };
+
+/* A hash layer chooses by token id: only the table counts. */
+static struct choice_form hash_form(const struct gate *gate) {
+    return (struct choice_form){
+        .fn = gate->fn, .fn_arg = gate->fn_arg, .score = MONOTONE, .topk = gate->topk};
+}
+
+/* Does the choice hang on the order of logits alone? Rounded scores tie where others do not, and a
+ * cut looks at values. */
+static bool order_only(const struct choice_form *form) {
+    bool sums = form->groups > 0 && (form->best != 1 || form->fill != FILL_NEG_INF);
+    bool rounded = form->dtype != DTYPE_F32 && !form->dtype_logits;
+    return !form->bias && !sums && !rounded && form->cut == CUT_NONE &&
+           score_laws[form->score].rises;
+}
+
 static struct choice_form choice_form(const struct gate *gate) {
-    enum { MONOTONE = -1 };
     struct choice_form form = {.fn = gate->fn,
                                .fn_arg = gate->fn_arg,
                                .score = (int)gate->score,
                                .bias = gate->bias,
-                               .topk = gate->topk};
-    if (gate->order == ORDER_TOPK_SCORE) form.score = SCORE_IDENTITY;
+                               .topk = gate->topk,
+                               .dtype = gate->dtype,
+                               .dtype_logits = gate->dtype_logits,
+                               .noise = gate->noise,
+                               .cut = gate->cut,
+                               .cut_arg = gate->cut_arg};
+    if (gate_hashes(gate)) return hash_form(gate);
+    if (gate->order == ORDER_TOPK_SCORE) {
+        form.score = SCORE_IDENTITY;
+        form.dtype_logits = gate->dtype != DTYPE_F32; /* scores come after the choice */
+    }
     if (gate->groups > 0 && gate->groups_kept < gate->groups) {
         form.groups = gate->groups;
         form.kept = gate->groups_kept;
         form.best = gate_summed_experts(gate);
         form.fill = gate->fill;
-        /* positive scores without bias always beat a fill of zero */
-        if (!form.bias && form.score != SCORE_IDENTITY) form.fill = FILL_NEG_INF;
+        /* positive scores without bias always beat a fill of zero; rounded ones can be zero */
+        bool rounded = form.dtype != DTYPE_F32 && !form.dtype_logits;
+        if (!form.bias && score_laws[form.score].positive && !rounded) form.fill = FILL_NEG_INF;
     }
-    bool order_only = form.groups == 0 || (form.best == 1 && form.fill == FILL_NEG_INF);
-    if (!form.bias && order_only) form.score = MONOTONE;
+    if (order_only(&form)) form.score = MONOTONE;
     return form;
 }
 
@@ -414,5 +602,6 @@ bool gate_same_choice(const struct gate *a, const struct gate *b) {
     struct choice_form x = choice_form(a), y = choice_form(b);
     return x.fn == y.fn && x.fn_arg == y.fn_arg && x.score == y.score && x.bias == y.bias &&
            x.groups == y.groups && x.kept == y.kept && x.best == y.best && x.fill == y.fill &&
-           x.topk == y.topk;
+           x.topk == y.topk && x.dtype == y.dtype && x.dtype_logits == y.dtype_logits &&
+           x.noise == y.noise && x.cut == y.cut && x.cut_arg == y.cut_arg;
 }

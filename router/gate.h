@@ -20,6 +20,8 @@
     X(SCORE_SOFTMAX, "softmax", "exp(l - max) / sum over all experts")                             \
     X(SCORE_SIGMOID, "sigmoid", "1 / (1 + exp(-l))")                                               \
     X(SCORE_SQRTSOFTPLUS, "sqrtsoftplus", "sqrt(log(1 + exp(l)))")                                 \
+    X(SCORE_RELU, "relu", "max(l, 0)")                                                             \
+    X(SCORE_TANH, "tanh", "(exp(2l) - 1) / (exp(2l) + 1)")                                         \
     X(SCORE_IDENTITY, "identity", "the logit itself")
 
 /* How a group is scored from its experts' choice scores. */
@@ -43,12 +45,27 @@
     X(NORM_CLAMP, "clamp", "divided by max(their sum, MIN)")                                       \
     X(NORM_P, "p", "divided by their p-norm")
 
+/* The type that a program keeps its router's tensors in; arithmetic within a step stays f32. */
+#define GATE_DTYPES(X)                                                                             \
+    X(DTYPE_F32, "f32", "nothing is rounded")                                                      \
+    X(DTYPE_BF16, "bf16",                                                                          \
+      "8 significant bits: logits, then scores, then each step of the weights")                    \
+    X(DTYPE_F16, "f16", "11 significant bits: the same; what overflows becomes 65504")
+
+/* How many of the k best a token keeps: their number may differ between tokens. */
+#define GATE_CUTS(X)                                                                               \
+    X(CUT_NONE, "none", "all k")                                                                   \
+    X(CUT_TOPP, "topp", "the fewest best whose share of the sum of all scores reaches P")          \
+    X(CUT_THRESHOLD, "threshold", "those whose choice score is above X; perhaps none")
+
 #define X(e, text, help) e,
 enum gate_score { GATE_SCORES(X) };
 enum gate_group_rule { GATE_GROUP_RULES(X) };
 enum gate_fill { GATE_FILLS(X) };
 enum gate_order { GATE_ORDERS(X) };
 enum gate_norm { GATE_NORMS(X) };
+enum gate_dtype { GATE_DTYPES(X) };
+enum gate_cut { GATE_CUTS(X) };
 #undef X
 
 /* Which function routes: the table of all of the above, or a named special one. `fn=llama4` is read
@@ -56,7 +73,12 @@ enum gate_norm { GATE_NORMS(X) };
  * engine's business and does not touch the router. */
 #define GATE_FNS(X)                                                                                \
     X(GATE_TABLE, "table", "score, bias, groups, top-k, norm, scale as specified")                 \
-    X(GATE_SPARSEMIXER, "sparsemixer", "PhiMoE's top-2 with jitter threshold EPS, evaluation form")
+    X(GATE_SPARSEMIXER, "sparsemixer",                                                             \
+      "PhiMoE's top-2 with jitter threshold EPS, evaluation form")                                 \
+    X(GATE_HASH, "hash", "k experts drawn by token id and SEED; the logits weigh them")            \
+    X(GATE_BALANCED_HASH, "balanced-hash",                                                         \
+      "k experts by token id, frequent ids first, each to the least loaded; the logits weigh "     \
+      "them")
 
 #define X(e, text, help) e,
 enum gate_fn { GATE_FNS(X) };
@@ -64,7 +86,7 @@ enum gate_fn { GATE_FNS(X) };
 
 struct gate {
     enum gate_fn fn;
-    float fn_arg; /* sparsemixer: EPS */
+    float fn_arg; /* sparsemixer: EPS; hash: SEED, an integer */
     enum gate_score score;
     bool bias;       /* a correction bias is added for the choice only */
     int groups;      /* N; 0 or 1 = none (canonical: 0) */
@@ -76,6 +98,11 @@ struct gate {
     enum gate_norm norm;
     float norm_arg; /* EPS of sum, MIN of clamp, P of p */
     float scale;
+    enum gate_dtype dtype;
+    bool dtype_logits; /* only logits are rounded; scores and weights are f32 */
+    float noise;       /* standard deviation of Gaussian noise on the logits; 0 = none */
+    enum gate_cut cut;
+    float cut_arg; /* P of topp, X of threshold */
 };
 
 enum { GATE_TEXT_BYTES = 256, GATE_MAX_TOPK = 256, GATE_MAX_EXPERTS = 65536 };
@@ -92,6 +119,17 @@ bool gate_equal(const struct gate *a, const struct gate *b);
 /* Can this gate route among `experts`? Refuses with the reason: k > E, groups that do not divide E,
  * kept groups that hold fewer than k experts, a gate that needs a bias where there is none. */
 bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err);
+
+/* The same for a gate that routes live or is a trace's own: it must follow from the logits of one
+ * token, with k experts for each. Refuses besides: noise, hash layers, topp and threshold. */
+bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err);
+
+/* Does it choose by token ids? */
+bool gate_hashes(const struct gate *gate);
+/* Does it see other logits or scores than the recorded ones in f32 (noise, dtype)? */
+bool gate_blurs(const struct gate *gate);
+/* Can a score be negative? */
+bool gate_score_negative(enum gate_score score);
 
 /* How many of its best experts a group's score sums (1 for max, 2 for top2sum, k/KEEP for topsum;
  * MATH.md section 2). Only for gates with groups. */

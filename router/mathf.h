@@ -70,6 +70,21 @@ static inline float mathf_log(float x) {
 /* 1 / (1 + exp(-x)). */
 static inline float mathf_sigmoid(float x) { return 1.0f / (1.0f + mathf_exp(-x)); }
 
+/* (exp(2x) - 1) / (exp(2x) + 1); near zero its series, which keeps small arguments apart. */
+static inline float mathf_tanh(float x) {
+    float a = fabsf(x), q = x * x;
+    if (a < 0.25f) {
+        float s = -1382.0f / 155925.0f;
+        s = s * q + 62.0f / 2835.0f;
+        s = s * q - 17.0f / 315.0f;
+        s = s * q + 2.0f / 15.0f;
+        s = s * q - 1.0f / 3.0f;
+        return x + x * q * s;
+    }
+    float e = mathf_exp(2.0f * (a < 20.0f ? a : 20.0f));
+    return copysignf((e - 1.0f) / (e + 1.0f), x);
+}
+
 /* sqrt(log(1 + exp(x))), without overflow: softplus(x) = max(x, 0) + log1p(exp(-|x|)). */
 static inline float mathf_sqrtsoftplus(float x) {
     float tail = mathf_log1p(mathf_exp(-fabsf(x)));

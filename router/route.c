@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "router/mathf.h"
+#include "router/rounding.h"
 #include "router/route_kernels.h"
 
 /* ---- levels */
@@ -72,6 +73,7 @@ enum { BEST_SLOTS = ROUTE_BLOCK * (GATE_MAX_TOPK + 1) };
 
 struct scratch {
     float *score;       /* [ROUTE_BLOCK, E] */
+    float *logit;       /* [ROUTE_BLOCK, E] rounded, where the gate rounds */
     float *choice;      /* [ROUTE_BLOCK, padded E] */
     uint8_t *kept;      /* [ROUTE_BLOCK, padded E], the first N of each row used */
     int32_t *best;      /* [ROUTE_BLOCK, k+1] */
@@ -84,14 +86,15 @@ static struct scratch scratch_at(void *memory, int experts) {
     float *f = memory;
     return (struct scratch){.score = f,
                             .choice = f + block,
-                            .group_score = f + 2 * block,
-                            .best = (int32_t *)(f + 2 * block + row),
-                            .kept = (uint8_t *)(f + 2 * block + row + BEST_SLOTS)};
+                            .logit = f + 2 * block,
+                            .group_score = f + 3 * block,
+                            .best = (int32_t *)(f + 3 * block + row),
+                            .kept = (uint8_t *)(f + 3 * block + row + BEST_SLOTS)};
 }
 
 size_t route_scratch_bytes(int experts) {
     size_t row = (size_t)route_padded(experts), block = row * ROUTE_BLOCK;
-    return (2 * block + row + BEST_SLOTS) * sizeof(float) + block;
+    return (3 * block + row + BEST_SLOTS) * sizeof(float) + block;
 }
 
 /* ---- groups */
@@ -107,7 +110,7 @@ static struct route_groups resolve_groups(const struct gate *gate, int experts) 
 static uint8_t count_escapes(const struct gate *gate, int experts, const int32_t *best,
                              const uint8_t *kept) {
     int escapes = 0, size = experts / gate->groups;
-    for (int i = 0; i < gate->topk; i++) escapes += !kept[best[i] / size];
+    for (int i = 0; i < gate->topk; i++) escapes += best[i] != ROUTE_NONE && !kept[best[i] / size];
     return (uint8_t)(escapes > 255 ? 255 : escapes);
 }
 
@@ -128,7 +131,8 @@ static float p_norm(const float *w, int k, float p) {
     return p == 2.0f ? sqrtf(sum) : mathf_exp(mathf_log(sum) / p);
 }
 
-/* w[k] in order of selection: normalised, then scaled. */
+/* w[k] in order of selection: normalised, then scaled. A divisor of 0 divides nothing: weights that
+ * are all 0 stay 0. */
 static inline void finish_weights(const struct gate *gate, float *w, int k) {
     float divisor = 1, sum = 0;
     for (int i = 0; i < k; i++) sum += w[i];
@@ -145,6 +149,7 @@ static inline void finish_weights(const struct gate *gate, float *w, int k) {
         divisor = p_norm(w, k, gate->norm_arg);
         break;
     }
+    if (divisor == 0) divisor = 1;
     /* a divisor of 1 changes nothing */
     for (int i = 0; i < k; i++) w[i] = w[i] / divisor * gate->scale;
 }
@@ -191,6 +196,45 @@ static void choose_in_steps(const struct route_kernels *run, const struct block 
     }
 }
 
+/* The fewest of best[k] whose share of the sum of score[E] reaches P; f64, added in order. */
+static int reach_share(const struct gate *gate, int experts, const float *score,
+                       const int32_t *best) {
+    double total = 0, sum = 0;
+    for (int e = 0; e < experts; e++) total += (double)score[e];
+    for (int n = 0; n < gate->topk; n++) {
+        sum += (double)score[best[n]];
+        if (sum >= (double)gate->cut_arg * total) return n + 1;
+    }
+    return gate->topk;
+}
+
+/* How many of a token's best[k] it keeps. */
+static int count_kept(const struct gate *gate, int experts, const float *score, const float *choice,
+                      const int32_t *best) {
+    int n = 0;
+    if (gate->cut == CUT_TOPP) return reach_share(gate, experts, score, best);
+    while (n < gate->topk && choice[best[n]] > gate->cut_arg) n++;
+    return n;
+}
+
+/* choose for gates whose tokens keep different numbers of experts. */
+static void choose_and_cut(const struct route_kernels *run, const struct block *b,
+                           const float *score) {
+    int E = b->experts, stride = route_padded(E), k = b->gate->topk, wanted = k < E ? k + 1 : k;
+    for (int t = 0; t < b->tokens; t++)
+        run->add_bias(score + t * E, b->gate->bias ? b->bias : NULL, b->scratch.choice + t * stride,
+                      E);
+    select_best(run, b, wanted);
+    for (int t = 0; t < b->tokens; t++) {
+        const int32_t *best = b->scratch.best + t * wanted;
+        const float *choice = b->scratch.choice + t * stride;
+        int n = count_kept(b->gate, E, score + t * E, choice, best);
+        for (int i = 0; i < k; i++) b->out.expert[t * k + i] = i < n ? best[i] : ROUTE_NONE;
+        if (b->out.tie)
+            b->out.tie[t] = n > 0 && n < wanted && choice[best[n]] == choice[best[n - 1]];
+    }
+}
+
 /* The same, all at once for as many tokens as that way can. */
 static void choose(const struct route_kernels *run, const struct block *b, const float *score) {
     const struct gate *gate = b->gate;
@@ -198,13 +242,17 @@ static void choose(const struct route_kernels *run, const struct block *b, const
     struct route_job job = {.experts = b->experts,
                             .tokens = b->tokens,
                             .topk = gate->topk,
-                            .signs = score == b->logits,
+                            .signs = score == b->logits || gate_score_negative(gate->score),
                             .groups = gate->groups > 0 ? &groups : NULL,
                             .score = score,
                             .bias = gate->bias ? b->bias : NULL,
                             .expert = b->out.expert,
                             .tie = b->out.tie};
     unsigned all = (1u << b->tokens) - 1, left = all;
+    if (gate->cut != CUT_NONE) {
+        choose_and_cut(run, b, score);
+        return;
+    }
     if (gate->groups > 0) groups = resolve_groups(gate, b->experts);
     if (run->choose) left = run->choose(&job);
     if (left == all) choose_in_steps(run, b, score);
@@ -231,9 +279,47 @@ static inline void weigh_k(const struct route_kernels *run, const struct gate *g
     }
 }
 
+/* finish_weights, each step rounded. */
+static void finish_rounded(const struct gate *gate, enum gate_dtype dtype, float *w, int k) {
+    struct gate step = *gate;
+    float sum = 0, divisor = 1;
+    for (int i = 0; i < k; i++) sum += w[i];
+    sum = round_to(dtype, sum);
+    if (gate->norm == NORM_SUM) divisor = sum + gate->norm_arg;
+    if (gate->norm == NORM_CLAMP) divisor = sum > gate->norm_arg ? sum : gate->norm_arg;
+    if (gate->norm == NORM_P) divisor = p_norm(w, k, gate->norm_arg);
+    divisor = round_to(dtype, divisor);
+    step.norm = NORM_NONE;
+    for (int i = 0; i < k && divisor != 0; i++) w[i] = round_to(dtype, w[i] / divisor);
+    finish_weights(&step, w, k);
+    for (int i = 0; i < k; i++) w[i] = round_to(dtype, w[i]);
+}
+
+/* weigh for gates that round or cut: n <= k experts of each token. */
+static void weigh_rare(const struct route_kernels *run, const struct gate *gate, int experts,
+                       int64_t tokens, const float *score, const int32_t *expert, float *weight) {
+    enum gate_dtype dtype = gate->dtype_logits ? DTYPE_F32 : gate->dtype;
+    int k = gate->topk;
+    for (int64_t t = 0; t < tokens; t++, expert += k, weight += k) {
+        int n = 0;
+        for (; n < k && expert[n] != ROUTE_NONE; n++) weight[n] = score[t * experts + expert[n]];
+        for (int i = n; i < k; i++) weight[i] = 0;
+        if (gate->order == ORDER_TOPK_SCORE && n > 0) {
+            run->score[gate->score](weight, weight, n);
+            for (int i = 0; i < n; i++) weight[i] = round_to(dtype, weight[i]);
+        }
+        if (dtype == DTYPE_F32)
+            finish_weights(gate, weight, n);
+        else
+            finish_rounded(gate, dtype, weight, n);
+    }
+}
+
 static void weigh(const struct route_kernels *run, const struct gate *gate, int experts,
                   int64_t tokens, const float *score, const int32_t *expert, float *weight) {
-    if (gate->topk == 8)
+    if (gate->cut != CUT_NONE || gate->dtype != DTYPE_F32)
+        weigh_rare(run, gate, experts, tokens, score, expert, weight);
+    else if (gate->topk == 8)
         weigh_k(run, gate, experts, tokens, score, expert, weight, 8);
     else if (gate->topk == 6)
         weigh_k(run, gate, experts, tokens, score, expert, weight, 6);
@@ -294,6 +380,16 @@ static void route_sparsemixer(const struct route_kernels *run, const struct bloc
 static void (*const routers[])(const struct route_kernels *, const struct block *) = {
     [GATE_TABLE] = route_table, [GATE_SPARSEMIXER] = route_sparsemixer};
 
+/* What a gate that rounds sees: logits, and scores computed from those. Idempotent: what is rounded
+ * already stays. */
+static void round_block(struct block *b) {
+    bool scores = b->gate->order == ORDER_SCORE_TOPK && !b->scores;
+    route_blurred(b->gate, NULL, b->experts, b->tokens, b->logits, b->scratch.logit,
+                  scores ? b->scratch.score : NULL);
+    b->logits = b->scratch.logit;
+    if (scores) b->scores = b->scratch.score;
+}
+
 /* ---- any number of tokens */
 
 static struct block block_at(const struct gate *gate, int experts, int64_t tokens, int64_t first,
@@ -317,6 +413,7 @@ void route_scored(const struct gate *gate, int experts, int64_t tokens, const fl
         b.scores = scores ? scores + t * experts : NULL;
         b.bias = bias;
         b.scratch = scratch_at(scratch, experts);
+        if (gate->dtype != DTYPE_F32) round_block(&b);
         routers[gate->fn](run, &b);
     }
 }
@@ -330,7 +427,8 @@ void route_weights(const struct gate *gate, int experts, int64_t tokens, const f
 /* A block at a time, so that what one step reads is still in the nearest cache for the next. */
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch) {
-    bool by_score = gate->fn == GATE_TABLE && gate->order == ORDER_SCORE_TOPK;
+    bool by_score =
+        gate->fn == GATE_TABLE && gate->order == ORDER_SCORE_TOPK && gate->dtype == DTYPE_F32;
     float *score = scratch_at(scratch, experts).score;
     for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
         struct block b = block_at(gate, experts, tokens, t, out);

@@ -15,9 +15,12 @@
 
 #include "router/gate.h"
 
+/* An empty slot in a row of choices: a token with fewer experts than slots. Its weight is 0. */
+enum { ROUTE_NONE = -1 };
+
 /* What a rectangle of tokens was routed to. The caller owns the arrays; NULL = not wanted. */
 struct routes {
-    int32_t *expert; /* [T,k] in order of selection; required */
+    int32_t *expert; /* [T,k] in order of selection, then ROUTE_NONE; required */
     float *weight;   /* [T,k] */
     uint8_t *tie;    /* [T] 1 when the k-th and (k+1)-th choice scores are equal */
     uint8_t *escape; /* [T] chosen experts that lie in a dropped group (saturates at 255) */
@@ -28,10 +31,30 @@ size_t route_scratch_bytes(int experts);
 
 /* Routes T tokens. logits[T,E]; bias[E] is read only when gate->bias (f32: rounded from f64 by the
  * caller). scratch: route_scratch_bytes(E), 64-byte aligned, not shared between threads. The gate
- * must have passed gate_check. Returns -1 when all is well, else the index t*E+e of the first logit
- * that is NaN or infinite (then the outputs are undefined). Borrows everything. */
+ * must have passed gate_check and need no rows (noise, hash). Returns -1 when all is well, else the
+ * index t*E+e of the first logit that is NaN or infinite (then the outputs are undefined). Borrows
+ * everything. */
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch);
+
+/* Which tokens of a trace a rectangle holds, for what is drawn per token. Borrowed. */
+struct route_rows {
+    uint64_t seed;
+    int layer;            /* the model's own number */
+    const int64_t *token; /* [T] number within the trace */
+    const int32_t *id;    /* [T] vocabulary id; only for hash layers */
+};
+
+/* What a gate with noise or a dtype routes on: logit[T,E] <- logits + noise, rounded; score[T,E] <-
+ * their scores, rounded (NULL: not wanted). rows: required by noise, else may be NULL. The draw for
+ * a token and expert depends on seed, layer, token and expert alone. Give both to route_scored. */
+void route_blurred(const struct gate *gate, const struct route_rows *rows, int experts,
+                   int64_t tokens, const float *logits, float *logit, float *score);
+
+/* expert[T,k] <- the experts of a hash layer, by token id. table[ids,k]: of balanced-hash (NULL for
+ * hash). Weigh them with route_weights. */
+void route_hashed(const struct gate *gate, const struct route_rows *rows, int experts,
+                  int64_t tokens, const int32_t *table, int32_t *expert);
 
 /* The scores alone: score[T,E] <- score function of logits[T,E], without bias and groups. Answers
  * as route_tokens; score and logits must not overlap. */
@@ -46,7 +69,8 @@ void route_scored(const struct gate *gate, int experts, int64_t tokens, const fl
 
 /* weight[T,k] <- the weights of choices made before (by a gate that differs only in what comes
  * after the choice, or under any bias): expert[T,k] in order of selection. scores[T,E] as above,
- * required for order=score-topk. Only for fn=table. Bit-equal to route_tokens for its own choices.
+ * required for order=score-topk. Not for sparsemixer. Bit-equal to route_tokens for its own
+ * choices.
  */
 void route_weights(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                    const float *scores, const int32_t *expert, float *weight);

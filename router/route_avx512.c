@@ -159,6 +159,15 @@ static uint32_t score_softmax(const float *logits, float *score, int n) {
     return largest;
 }
 
+/* Rare ones: the portable loops. */
+static uint32_t score_relu(const float *logits, float *score, int n) {
+    return route_kernels_portable.score[SCORE_RELU](logits, score, n);
+}
+
+static uint32_t score_tanh(const float *logits, float *score, int n) {
+    return route_kernels_portable.score[SCORE_TANH](logits, score, n);
+}
+
 static uint32_t score_identity(const float *logits, float *score, int n) {
     return route_kernels_portable.score[SCORE_IDENTITY](logits, score, n);
 }
@@ -453,6 +462,8 @@ static bool top_of_kept(const struct route_groups *groups, int tokens, int strid
     .score = {[SCORE_SOFTMAX] = score_softmax,                                                     \
               [SCORE_SIGMOID] = score_sigmoid,                                                     \
               [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,                                           \
+              [SCORE_RELU] = score_relu,                                                           \
+              [SCORE_TANH] = score_tanh,                                                           \
               [SCORE_IDENTITY] = score_identity},                                                  \
     .add_bias = add_bias, .mask_groups = mask_groups, .top = top, .top_of_kept = top_of_kept
 

@@ -51,6 +51,18 @@ static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
     return largest;
 }
 
+static uint32_t score_relu(const float *logits, float *score, int n) {
+    uint32_t largest = largest_magnitude(logits, n);
+    for (int i = 0; i < n; i++) score[i] = logits[i] > 0 ? logits[i] : 0;
+    return largest;
+}
+
+static uint32_t score_tanh(const float *logits, float *score, int n) {
+    uint32_t largest = largest_magnitude(logits, n);
+    for (int i = 0; i < n; i++) score[i] = mathf_tanh(logits[i]);
+    return largest;
+}
+
 static uint32_t score_identity(const float *logits, float *score, int n) {
     if (score != logits) memcpy(score, logits, (size_t)n * sizeof *score);
     return largest_magnitude(logits, n);
@@ -131,6 +143,8 @@ const struct route_kernels route_kernels_portable = {
     .score = {[SCORE_SOFTMAX] = score_softmax,
               [SCORE_SIGMOID] = score_sigmoid,
               [SCORE_SQRTSOFTPLUS] = score_sqrtsoftplus,
+              [SCORE_RELU] = score_relu,
+              [SCORE_TANH] = score_tanh,
               [SCORE_IDENTITY] = score_identity},
     .add_bias = add_bias,
     .mask_groups = mask_groups,
