@@ -77,6 +77,7 @@ static bool read_lists(struct replay_command *c, struct err *err) {
     c->lists.batch_count = c->list[5].count;
     c->lists.ranks = c->ranks;
     c->lists.ranks_count = c->list[6].count;
+    c->lists.seed = (uint64_t)c->seed;
     return true;
 }
 
@@ -93,8 +94,9 @@ static void describe_options(const struct replay_command *c, struct str *out) {
     for (int i = 0; i < c->gates.count; i++) str_printf(out, " --gate %s", c->gates.items[i]);
     for (int i = 0; i < LISTS; i++) put_list(out, names[i], &c->list[i]);
     if (c->bias_start) str_printf(out, " --bias-start %s", c->bias_start);
-    if (strcmp(c->order, "shuffled") == 0)
-        str_printf(out, " --order shuffled --seed %lld", (long long)c->seed);
+    bool shuffled = strcmp(c->order, "shuffled") == 0;
+    if (shuffled) str_puts(out, " --order shuffled");
+    if (shuffled || c->seed) str_printf(out, " --seed %lld", (long long)c->seed);
 }
 
 /* ---- the run */
@@ -289,7 +291,7 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"batch-tokens", OPTION_TEXTS, &c.list[5], "LIST", "tokens of a balance batch (4096)", 0,
          0},
         {"order", OPTION_TEXT, &c.order, "captured|shuffled", "of the tokens (captured)", 0, 0},
-        {"seed", OPTION_INT, &c.seed, "N", "of the shuffle (0)", 0, 9e18},
+        {"seed", OPTION_INT, &c.seed, "N", "of the shuffle and of noise (0)", 0, 9e18},
         {"ranks", OPTION_TEXTS, &c.list[6], "LIST",
          "experts lie on R ranks in equal blocks (the largest divisor up to 8)", 0, 0},
         {"out", OPTION_TEXT, &c.out, "RESULT.db", "write there, not into RUN.db", 0, 0},

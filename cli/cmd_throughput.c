@@ -210,7 +210,8 @@ static bool run_trace(struct throughput_request *q, const struct trace *trace, s
                                   .bias_rules = {rules->items, rules->count},
                                   .rates = {rates->items, rates->count},
                                   .batch_tokens = &q->batch_tokens,
-                                  .batch_count = 1};
+                                  .batch_count = 1,
+                                  .seed = (uint64_t)q->seed};
     bool ok =
         cluster_find(&cluster, q->cluster, err) && replica_choice_find(q->choice, &o.choice, err) &&
         read_shape(q, trace, &o.moe_only, &shape, err) && routed_open(&routed, trace, &lists, err);

@@ -24,7 +24,7 @@ static bool regate(struct engine *engine, const struct engine_gates *gates, int 
     struct arena *arena = &engine->gates;
     size_t experts = (size_t)router->experts;
     float *bias = gates->bias[r] ? arena_alloc(arena, experts, sizeof *bias) : NULL;
-    if (!gate_check(&gates->gate[r], router->experts, gates->bias[r] != NULL, err))
+    if (!gate_check_native(&gates->gate[r], router->experts, gates->bias[r] != NULL, err))
         return err_context(err, "layer %d", router->layer);
     if (gates->bias[r] && !bias) return err_memory(err, "bias");
     if (bias) memcpy(bias, gates->bias[r], experts * sizeof *bias);

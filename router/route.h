@@ -46,8 +46,9 @@ struct route_rows {
 };
 
 /* What a gate with noise or a dtype routes on: logit[T,E] <- logits + noise, rounded; score[T,E] <-
- * their scores, rounded (NULL: not wanted). rows: required by noise, else may be NULL. The draw for
- * a token and expert depends on seed, layer, token and expert alone. Give both to route_scored. */
+ * their scores, rounded (NULL: not wanted; may be logit itself). rows: required by noise, else may
+ * be NULL. The draw for a token and expert depends on seed, layer, token and expert alone. Give
+ * both to route_scored. */
 void route_blurred(const struct gate *gate, const struct route_rows *rows, int experts,
                    int64_t tokens, const float *logits, float *logit, float *score);
 

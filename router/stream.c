@@ -71,7 +71,10 @@ static void route_product(const struct route_stream *s, int64_t n, const float *
     float *product = score + (size_t)ROUTE_BLOCK * (size_t)s->experts;
     gate.bias = false;
     choice.weight = NULL;
-    route_scores(gate.score, s->experts, n, logits, score);
+    if (gate.dtype == DTYPE_F32)
+        route_scores(gate.score, s->experts, n, logits, score);
+    else
+        route_blurred(&gate, NULL, s->experts, n, logits, score, score);
     for (int64_t t = 0; t < n; t++)
         for (int e = 0; e < s->experts; e++)
             product[t * s->experts + e] = score[t * s->experts + e] * s->rounded[e];
@@ -114,7 +117,10 @@ int64_t route_stream_route(const struct route_stream *stream, int64_t n, const f
 /* What the bias is added to: scores, or logits where those are chosen by. */
 static void keep_scores(struct route_stream *s, int64_t n, const float *logits) {
     float *to = s->seen + s->filled * s->experts;
-    if (s->gate.fn == GATE_TABLE && s->gate.order == ORDER_SCORE_TOPK)
+    bool late = s->gate.order == ORDER_TOPK_SCORE;
+    if (s->gate.dtype != DTYPE_F32)
+        route_blurred(&s->gate, NULL, s->experts, n, logits, to, late ? NULL : to);
+    else if (s->gate.fn == GATE_TABLE && s->gate.order == ORDER_SCORE_TOPK)
         route_scores(s->gate.score, s->experts, n, logits, to);
     else
         memcpy(to, logits, (size_t)(n * s->experts) * sizeof *to);

@@ -17,6 +17,7 @@ struct search {
     const struct progress *progress;
     const struct variant *model; /* whose rate is looked for */
     const struct variant_layer *at;
+    uint64_t seed;
     int replays;
 };
 
@@ -35,7 +36,7 @@ static bool add_objective(void *context, const struct replay_row *row, struct er
 static bool evaluate(struct search *s, const double *rate, int count, double *value,
                      struct err *err) {
     int layers = s->source->layers;
-    struct variant_set set = {.count = count, .layers = layers};
+    struct variant_set set = {.count = count, .layers = layers, .seed = s->seed};
     struct objectives objectives = {{0}};
     struct replay_options options = *s->options;
     bool ok = false;
@@ -133,6 +134,7 @@ bool auto_rates(struct variant_set *set, const struct source *source,
                            .options = options,
                            .progress = progress,
                            .model = v,
+                           .seed = set->seed,
                            .at = variant_at(set, i, 0)};
         double rate, value;
         if (!search(&s, &rate, &value, err)) return false;

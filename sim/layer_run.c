@@ -21,12 +21,15 @@ struct stream {
     struct layer_run *run;
     struct source_reader *reader;
     const struct unit *native;
-    float *scores[SCORES]; /* [n,E] each; NULL where no unit needs them */
-    float *gathered;       /* [n,E]; only when shuffled */
-    int32_t *experts;      /* [n,k]; only when shuffled, of a source of choices */
-    float *weights;        /* [n,k] */
-    int64_t *document;     /* [n]; only when counted */
-    uint64_t *mask;        /* [E/64] */
+    float *scores[SCORES];  /* [n,E] each; NULL where no unit needs them */
+    float *gathered;        /* [n,E]; only when shuffled */
+    int32_t *experts;       /* [n,k]; only when shuffled, of a source of choices */
+    float *weights;         /* [n,k] */
+    int64_t *document;      /* [n]; only when counted */
+    struct route_rows rows; /* of the chunk; token NULL where no unit needs them */
+    int64_t *token;         /* [n] behind rows */
+    int32_t *id;            /* [n] behind rows; only for hash layers */
+    uint64_t *mask;         /* [E/64] */
     void *scratch;
 };
 
@@ -59,6 +62,8 @@ static struct unit *add_unit(struct stream *s, const struct variant *variant,
                                .hidden = hidden,
                                .losses = job->options->losses && !job->source->ids,
                                .ids = job->source->ids,
+                               .ids_of_tokens = job->ids,
+                               .rows = &s->rows,
                                .leader = leader};
     if (job->options->documents) setup.documents = job->source->documents;
     struct unit *unit = arena_alloc(&s->run->arena, 1, sizeof *unit);
@@ -132,7 +137,8 @@ static bool add_tops(struct stream *s, struct err *err) {
     for (int u = 0; u < units; u++) {
         struct unit *unit = s->run->unit[u];
         const struct gate *gate = &unit->gate;
-        if (unit->hidden || (!gate->bias && gate->groups == 0)) continue;
+        bool highest = !gate->bias && gate->groups == 0 && gate->cut == CUT_NONE;
+        if (unit->hidden || (highest && !gate_blurs(gate) && !gate_hashes(gate))) continue;
         struct gate top = {.score = gate->score, .topk = gate->topk, .scale = 1};
         unit->top = static_unit(s, &top, START_DEFAULT, err);
         if (!unit->top) return false;
@@ -158,6 +164,17 @@ static bool plan(struct stream *s, int layer, int share, struct err *err) {
     return s->native && add_tops(s, err);
 }
 
+/* Which tokens a chunk holds, where some unit draws by token. */
+static bool make_rows(struct stream *s, size_t n) {
+    bool needed = false;
+    for (int u = 0; u < s->run->units; u++) needed = needed || unit_needs_rows(s->run->unit[u]);
+    if (!needed) return true;
+    s->rows = (struct route_rows){.seed = s->job->variants->seed, .layer = s->layer->layer};
+    s->rows.token = s->token = arena_alloc(&s->run->arena, n, sizeof *s->token);
+    if (s->job->ids->id) s->rows.id = s->id = arena_alloc(&s->run->arena, n, sizeof *s->id);
+    return s->token && (s->id || !s->job->ids->id);
+}
+
 static bool make_stream_buffers(struct stream *s, struct err *err) {
     struct arena *arena = &s->run->arena;
     size_t n = (size_t)s->job->chunk_tokens, experts = (size_t)s->layer->experts;
@@ -169,6 +186,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
         *scores = arena_alloc(arena, n, experts * sizeof **scores);
         if (!*scores) return err_memory(err, "scores");
     }
+    if (!make_rows(s, n)) return err_memory(err, "replay");
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
     if (s->job->options->order && s->job->source->ids) {
@@ -235,6 +253,11 @@ static const float *scores_for(const struct stream *s, const struct unit *unit,
     return unit->gate.score == SCORE_IDENTITY ? logits : s->scores[unit->gate.score];
 }
 
+static void fill_rows_of_chunk(struct stream *s, int64_t position, int64_t n) {
+    for (int64_t t = 0; t < n && s->token; t++) s->token[t] = token_at(s, position + t);
+    for (int64_t t = 0; t < n && s->id; t++) s->id[t] = s->job->ids->id[s->token[t]];
+}
+
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
                       struct err *err) {
     struct layer_run *run = s->run;
@@ -248,6 +271,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
     for (int score = 0; score < SCORES; score++)
         if (s->scores[score])
             route_scores((enum gate_score)score, s->layer->experts, n, logits, s->scores[score]);
+    fill_rows_of_chunk(s, position, n);
     for (int u = 0; u < run->units; u++)
         unit_route(run->unit[u], logits, scores_for(s, run->unit[u], logits), n, s->scratch);
     for (int64_t t = 0; t < n && s->document; t++)
@@ -462,7 +486,7 @@ bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, i
     *run = (struct layer_run){0};
     arena_init(&run->arena, "replay");
     if (!job->source->ids &&
-        !gate_check(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
+        !gate_check_native(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
         return err_context(err, "%s: layer %d: native gate", job->source->name, s.layer->layer);
     if (!plan(&s, layer, share, err) || !make_stream_buffers(&s, err)) return false;
     s.reader = job->source->open(job->source, layer, err);

@@ -13,6 +13,7 @@
 #include "base/arena.h"
 #include "base/err.h"
 #include "sim/replay.h"
+#include "sim/token_ids.h"
 #include "sim/unit.h"
 
 /* The same for all jobs; constant while they run, but for the two last. */
@@ -20,9 +21,10 @@ struct replay_job {
     const struct variant_set *variants;
     const struct source *source;
     const struct replay_options *options;
-    int shares;           /* how the variants are divided */
-    const int *share;     /* [variants] */
-    int64_t chunk_tokens; /* tokens in flight at a time */
+    const struct token_ids *ids; /* empty unless a variant needs them */
+    int shares;                  /* how the variants are divided */
+    const int *share;            /* [variants] */
+    int64_t chunk_tokens;        /* tokens in flight at a time */
     /* Called after each chunk; false asks to stop. Thread-safe. */
     bool (*step)(void *context, int64_t tokens);
     void *context;

@@ -67,10 +67,12 @@ void losses_add(struct losses *l, const struct losses_token *token) {
 
 void losses_values(struct losses *l, const int64_t *count, int ranks, const int64_t *sent,
                    double value[static LOSS_COUNT]) {
-    double n = (double)l->tokens, k = l->topk, experts = l->experts;
+    double n = (double)l->tokens, chosen = 0, experts = l->experts;
     int per_rank = l->experts / ranks, places = l->places < ranks ? l->places : ranks;
     close_document(l);
     memset(value, 0, LOSS_COUNT * sizeof *value);
+    for (int e = 0; e < l->experts; e++) chosen += (double)count[e];
+    double k = chosen > 0 ? chosen / n : 1; /* where tokens differ: their mean */
     for (int e = 0; e < l->experts; e++) {
         double p = l->mass[e] / n;
         value[LOSS_switch] += experts * (double)count[e] / (k * n) * p;

@@ -231,6 +231,7 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
                       .sink = sink,
                       .progress = progress,
                       .failed_job = -1};
+    struct token_ids ids = {0};
     struct processes *processes = options->processes;
     s.division = (struct division){
         .processes = processes, .compute = compute, .take = take, .stop = stop, .context = &s};
@@ -239,7 +240,9 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
     pthread_mutex_init(&s.report_lock, NULL);
     s.pool = pool_create(processes_threads(processes, options->threads), err);
     int threads = all_threads(&s);
-    bool ok = s.pool && (share || err_memory(err, "replay")) && prepare(&s, share, threads, err);
+    s.job.ids = &ids;
+    bool ok = s.pool && (share || err_memory(err, "replay")) &&
+              token_ids_read(&ids, variants, source, err) && prepare(&s, share, threads, err);
     ok = processes_agree(processes, ok, err) && division_run(&s.division, err);
     for (int64_t j = 0; s.run && j < (int64_t)source->layers * s.job.shares; j++)
         layer_run_free(&s.run[j]);
@@ -247,6 +250,7 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
     pthread_mutex_destroy(&s.lock);
     pool_free(s.pool);
     free(s.mine);
+    token_ids_free(&ids);
     free(s.left);
     free(s.run);
     free(share);

@@ -15,6 +15,18 @@ static bool native_only(const struct variant_lists *l) {
     return gates && l->scores.count == 0 && l->groups.count == 0 && l->bias_rules.count == 0;
 }
 
+/* A row of choices has k experts here. */
+static bool check_full(const struct variant_set *set, struct err *err) {
+    for (int i = 0; i < set->count; i++)
+        for (int l = 0; l < set->layers; l++)
+            if (variant_at(set, i, l)->gate.cut != CUT_NONE)
+                return err_set(err, ERR_UNSUPPORTED,
+                               "variant %d: found topp or threshold, expected a gate that gives "
+                               "every token k experts (replay measures the others)",
+                               set->variant[i].number);
+    return true;
+}
+
 bool routed_open(struct routed *routed, const struct trace *trace,
                  const struct variant_lists *lists, struct err *err) {
     *routed = (struct routed){.trace = trace, .variants = 1};
@@ -33,7 +45,9 @@ bool routed_open(struct routed *routed, const struct trace *trace,
                        trace_path(trace));
     }
     if (!source_open_trace(&routed->source, trace, NULL, err) ||
-        !variant_set_build(&routed->set, lists, &routed->source, err)) {
+        !variant_set_build(&routed->set, lists, &routed->source, err) ||
+        !check_full(&routed->set, err) ||
+        !token_ids_read(&routed->ids, &routed->set, &routed->source, err)) {
         routed_free(routed);
         return false;
     }
@@ -43,6 +57,7 @@ bool routed_open(struct routed *routed, const struct trace *trace,
 
 void routed_free(struct routed *routed) {
     if (routed->scores) {
+        token_ids_free(&routed->ids);
         variant_set_free(&routed->set);
         source_free(&routed->source);
     }
@@ -70,9 +85,22 @@ static bool recorded(const struct routed *routed, int layer, uint16_t *expert, s
     return ok;
 }
 
+/* Which tokens a chunk holds, for units that draw by token. */
+struct chunk_rows {
+    struct route_rows rows;
+    int64_t token[CHUNK_TOKENS];
+};
+
+static void fill_chunk_rows(struct chunk_rows *c, const struct routed *routed, int64_t first,
+                            int64_t n) {
+    for (int64_t t = 0; t < n; t++) c->token[t] = first + t;
+    c->rows.token = c->token;
+    c->rows.id = routed->ids.id ? routed->ids.id + first : NULL;
+}
+
 /* scores[CHUNK_TOKENS,E] scratch; rules look at scores, so units get them as in the replay. */
 static bool stream(const struct routed *routed, struct unit *unit, int layer, uint16_t *expert,
-                   float *scores, void *scratch, struct err *err) {
+                   float *scores, struct chunk_rows *rows, void *scratch, struct err *err) {
     const struct source *source = &routed->source;
     struct source_reader *reader = source->open(source, layer, err);
     int k = unit->gate.topk;
@@ -88,6 +116,7 @@ static bool stream(const struct routed *routed, struct unit *unit, int layer, ui
         if (!ok) break;
         bool identity = unit->gate.score == SCORE_IDENTITY;
         if (!identity) route_scores(unit->gate.score, unit->experts, n, logits, scores);
+        fill_chunk_rows(rows, routed, at, n);
         unit_route(unit, logits, identity ? logits : scores, n, scratch);
         for (int64_t i = 0; i < n * k; i++) expert[at * k + i] = (uint16_t)unit->expert[i];
         at += n;
@@ -101,12 +130,15 @@ bool routed_choices(const struct routed *routed, int variant, int layer, uint16_
     if (!routed->scores) return recorded(routed, layer, expert, err);
     const struct source_layer *at = &routed->source.layer[layer];
     const struct variant *v = &routed->set.variant[variant];
+    struct chunk_rows rows = {.rows = {.seed = routed->set.seed, .layer = at->layer}};
     struct unit_setup setup = {.variant = v,
                                .at = variant_at(&routed->set, variant, layer),
                                .total_tokens = routed->source.tokens,
                                .chunk = CHUNK_TOKENS,
                                .captured = at->bias,
                                .experts = at->experts,
+                               .ids_of_tokens = &routed->ids,
+                               .rows = &rows.rows,
                                .hidden = true};
     struct arena arena;
     struct unit unit;
@@ -122,7 +154,7 @@ bool routed_choices(const struct routed *routed, int variant, int layer, uint16_
         unit.batches = &drive;
         unit.batch_sets = 1;
     }
-    ok = ok && stream(routed, &unit, layer, expert, scores, scratch, err);
+    ok = ok && stream(routed, &unit, layer, expert, scores, &rows, scratch, err);
     arena_free(&arena);
     return ok;
 }

@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 #include "sim/source.h"
+#include "sim/token_ids.h"
 #include "sim/variant.h"
 #include "traces/trace.h"
 
@@ -19,11 +20,13 @@ struct routed {
     bool scores;
     struct source source;   /* of scores */
     struct variant_set set; /* of scores */
+    struct token_ids ids;   /* where a variant needs them */
     int variants;           /* 1 for a trace of ids */
 };
 
 /* Resolves the variants. Refuses traces of counts (no token's choices) and, for traces of ids,
- * lists that ask for more than the native gate ("needs router scores"). */
+ * lists that ask for more than the native gate ("needs router scores"); and gates that leave slots
+ * empty (topp, threshold). */
 bool routed_open(struct routed *routed, const struct trace *trace,
                  const struct variant_lists *lists, struct err *err);
 void routed_free(struct routed *routed);

@@ -13,7 +13,8 @@ static bool never_moves(const struct variant *variant, const struct variant_laye
  * constant matters, because it is compared with a fill of zero. */
 static const struct bias_rule *uncentred(const struct bias_rule *rule, const struct gate *gate) {
     bool fill_zero = gate->groups > 0 && gate->fill == FILL_ZERO;
-    if (fill_zero || strcmp(rule->name, "centred-sign") != 0) return rule;
+    if (fill_zero || gate->cut == CUT_THRESHOLD || strcmp(rule->name, "centred-sign") != 0)
+        return rule;
     const struct bias_rule *plain = bias_rules;
     while (strcmp(plain->name, "sign") != 0) plain++;
     return plain;

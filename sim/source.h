@@ -49,6 +49,9 @@ struct source {
                     const int32_t **expert, const float **weight, int64_t *n, struct err *err);
     bool (*gather_choices)(struct source_reader *reader, const int64_t *token, int64_t n,
                            int32_t *expert, float *weight, struct err *err);
+    /* id[T] <- the vocabulary id of every token, -1 where the source does not say. NULL: no source
+     * of ids. Not called twice at a time. */
+    bool (*token_ids)(const struct source *source, int32_t *id, struct err *err);
     void (*close)(struct source_reader *reader);
     const void *context; /* the source's own */
 };
@@ -66,6 +69,7 @@ void source_free(struct source *source);
 /* Over arrays: logits[layers] each [T,E]. Borrows everything; nothing to release. One document. */
 struct source_arrays {
     const float *const *logits;
+    const int32_t *token_id;   /* [T] or NULL */
     int64_t document_first[2]; /* private */
 };
 void source_of_arrays(struct source *source, struct source_arrays *arrays, int64_t tokens,

@@ -43,6 +43,13 @@ static bool arrays_gather(struct source_reader *reader, const int64_t *token, in
     return true;
 }
 
+static bool arrays_token_ids(const struct source *source, int32_t *id, struct err *err) {
+    const struct source_arrays *arrays = source->context;
+    (void)err;
+    memcpy(id, arrays->token_id, (size_t)source->tokens * sizeof *id);
+    return true;
+}
+
 static void arrays_close(struct source_reader *reader) { free(reader); }
 
 void source_of_arrays(struct source *source, struct source_arrays *arrays, int64_t tokens,
@@ -58,6 +65,7 @@ void source_of_arrays(struct source *source, struct source_arrays *arrays, int64
                               .open = arrays_open,
                               .rows = arrays_rows,
                               .gather = arrays_gather,
+                              .token_ids = arrays->token_id ? arrays_token_ids : NULL,
                               .close = arrays_close,
                               .context = arrays};
 }

@@ -96,6 +96,15 @@ static bool trace_reader_gather(struct source_reader *reader, const int64_t *tok
     return trace_cursor_rows(reader->cursor, &rows, err);
 }
 
+/* Through a connection of its own: the trace may be in use elsewhere. */
+static bool trace_token_ids(const struct source *source, int32_t *id, struct err *err) {
+    const struct trace_columns columns = {.id = id};
+    struct trace *trace = trace_open(source->name, err);
+    bool ok = trace && trace_read_tokens(trace, 0, source->tokens, &columns, err);
+    trace_free(trace);
+    return ok;
+}
+
 static void trace_reader_close(struct source_reader *reader) {
     if (!reader) return;
     trace_cursor_free(reader->cursor);
@@ -159,6 +168,7 @@ static bool open_source(struct source *source, const struct trace *trace, bool i
     source->rows = trace_reader_rows;
     source->gather = trace_reader_gather;
     source->close = trace_reader_close;
+    source->token_ids = trace_token_ids;
     source->choices = trace_reader_choices;
     source->gather_choices = trace_reader_gather_choices;
     source->context = trace;

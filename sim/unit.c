@@ -41,6 +41,19 @@ static bool make_rule(struct unit *unit, const struct unit_setup *setup, struct 
            ((unit->seen && unit->sorting) || !rule->needs_scores);
 }
 
+/* What rare gates look at besides the recorded scores. */
+static bool make_view(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
+    size_t n = (size_t)setup->chunk, experts = (size_t)setup->experts;
+    bool blurs = gate_blurs(&unit->gate), balances = unit->gate.fn == GATE_BALANCED_HASH;
+    bool scores = blurs && unit_takes_scores(unit);
+    if (blurs) unit->logit = arena_alloc(arena, n, experts * sizeof *unit->logit);
+    if (scores) unit->score = arena_alloc(arena, n, experts * sizeof *unit->score);
+    if (balances)
+        unit->table =
+            token_ids_balance(setup->ids_of_tokens, setup->experts, unit->gate.topk, arena);
+    return (unit->logit || !blurs) && (unit->score || !scores) && (unit->table || !balances);
+}
+
 static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) {
     size_t n = (size_t)chunk, k = (size_t)unit->gate.topk;
     unit->expert = arena_alloc(arena, n * k, sizeof *unit->expert);
@@ -76,16 +89,20 @@ bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *
                           .total_tokens = setup->total_tokens,
                           .experts = setup->experts,
                           .hidden = setup->hidden,
+                          .rows = setup->rows,
                           .leader = setup->leader};
     if (setup->ids) unit->gate.bias = false; /* it has acted already */
     unit->law = choice_law(setup->variant, setup->at, setup->total_tokens);
     bool ok = make_buffers(unit, setup->chunk, arena) && make_sums(unit, setup, arena);
     if (unit->leader) {
         unit->bias = unit->leader->bias;
+        unit->logit = unit->leader->logit;
+        unit->score = unit->leader->score;
         return ok || err_memory(err, "replay");
     }
     unit->rule = setup->at->rule->update ? setup->at->rule : NULL;
-    ok = ok && make_bias(unit, setup, arena) && (!unit->rule || make_rule(unit, setup, arena));
+    ok = ok && make_view(unit, setup, arena) && make_bias(unit, setup, arena) &&
+         (!unit->rule || make_rule(unit, setup, arena));
     return ok || err_memory(err, "replay");
 }
 
@@ -105,6 +122,23 @@ static void route_product(struct unit *unit, const float *logits, const float *s
     route_weights(&gate, unit->experts, n, logits, scores, out->expert, weight);
 }
 
+static struct route_rows rows_from(const struct unit *unit, int64_t from) {
+    struct route_rows rows = *unit->rows;
+    rows.token += from;
+    if (rows.id) rows.id += from;
+    return rows;
+}
+
+/* Chosen by token id; the scores only weigh. */
+static void route_hash(struct unit *unit, const float *logits, const float *scores, int64_t from,
+                       int64_t n, struct routes *out) {
+    struct route_rows rows = rows_from(unit, from);
+    route_hashed(&unit->gate, &rows, unit->experts, n, unit->table, out->expert);
+    route_weights(&unit->gate, unit->experts, n, logits, scores, out->expert, out->weight);
+    memset(out->tie, 0, (size_t)n);
+    memset(out->escape, 0, (size_t)n);
+}
+
 static void route(struct unit *unit, const float *logits, const float *scores, int64_t from,
                   int64_t n, void *scratch) {
     int k = unit->gate.topk;
@@ -113,7 +147,9 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
                          unit->escape + from};
     logits += at;
     if (scores) scores += at;
-    if (unit->product)
+    if (gate_hashes(&unit->gate))
+        route_hash(unit, logits, scores, from, n, &out);
+    else if (unit->product)
         route_product(unit, logits, scores, n, &out, scratch);
     else
         route_scored(&unit->gate, unit->experts, n, logits, scores, unit->rounded, &out, scratch);
@@ -157,8 +193,12 @@ static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
     }
 }
 
+bool unit_needs_rows(const struct unit *unit) {
+    return unit->gate.noise > 0 || gate_hashes(&unit->gate);
+}
+
 bool unit_takes_scores(const struct unit *unit) {
-    return unit->gate.fn == GATE_TABLE && unit->gate.order == ORDER_SCORE_TOPK;
+    return unit->gate.fn != GATE_SPARSEMIXER && unit->gate.order == ORDER_SCORE_TOPK;
 }
 
 void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
@@ -166,6 +206,13 @@ void unit_route(struct unit *unit, const float *logits, const float *scores, int
     int k = unit->gate.topk;
     struct batches *drive = unit->rule ? unit->batches[0] : NULL;
     if (!unit_takes_scores(unit)) scores = NULL;
+    if (unit->logit) {
+        if (!unit->leader)
+            route_blurred(&unit->gate, unit->rows, unit->experts, n, logits, unit->logit,
+                          unit->score);
+        logits = unit->logit;
+        if (scores) scores = unit->score;
+    }
     if (unit->leader) follow(unit, logits, scores, n);
     for (int64_t from = 0; from < n && !unit->leader;) {
         int64_t room = drive ? batches_room(drive) : n;

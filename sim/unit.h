@@ -14,9 +14,11 @@
 #include "base/err.h"
 #include "router/bias.h"
 #include "router/gate.h"
+#include "router/route.h"
 #include "sim/batches.h"
 #include "sim/losses.h"
 #include "sim/same_as.h"
+#include "sim/token_ids.h"
 
 struct unit {
     struct choice_law law;
@@ -31,6 +33,9 @@ struct unit {
     float *seen;    /* [batch,E] scores of the open batch, where the rule needs them */
     float *sorting; /* [2,batch] scratch of such a rule */
     int experts;
+    const struct route_rows *rows; /* of the chunk in flight; of noise and hash layers */
+    float *logit, *score; /* [n,E] what a gate with noise or a dtype sees; NULL: what is recorded */
+    int32_t *table;       /* [vocabulary,k] of balanced-hash */
     struct unit *leader; /* earlier unit with the very same choices and bias: only weights differ */
 
     /* of the chunk in flight */
@@ -70,11 +75,16 @@ struct unit_setup {
     const float *captured;
     int experts;
     bool hidden, losses;
-    bool ids;            /* choices come from outside (unit_take) */
-    struct unit *leader; /* or NULL */
+    const struct token_ids *ids_of_tokens;
+    const struct route_rows *rows; /* filled for each chunk, where unit_needs_rows */
+    bool ids;                      /* choices come from outside (unit_take) */
+    struct unit *leader;           /* or NULL */
 };
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
                struct err *err);
+
+/* Does it draw by token: is what its rows say read? */
+bool unit_needs_rows(const struct unit *unit);
 
 /* Does it route on scores of all experts (which units can then share)? */
 bool unit_takes_scores(const struct unit *unit);

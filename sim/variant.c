@@ -48,8 +48,8 @@ static bool override_score(struct gate *gate, const char *word, struct err *err)
     snprintf(text, sizeof text, "%s,topk=1", word);
     if (strpbrk(word, ",=") || !gate_parse(text, NULL, &from, err))
         return err_set(err, ERR_USAGE,
-                       "--score: found \"%.40s\", expected softmax, sigmoid, sqrtsoftplus or "
-                       "identity",
+                       "--score: found \"%.40s\", expected softmax, sigmoid, sqrtsoftplus, relu, "
+                       "tanh or identity",
                        word);
     gate->score = from.score;
     return true;
@@ -81,7 +81,7 @@ static bool resolve_gate(const struct words *words, const struct source_layer *l
                          struct gate *gate, struct err *err) {
     if (!gate_parse(words->gate, &layer->native, gate, err))
         return err_context(err, "--gate %.60s", words->gate);
-    if (gate->fn != GATE_TABLE && (words->score || words->groups))
+    if (gate->fn == GATE_SPARSEMIXER && (words->score || words->groups))
         return err_set(err, ERR_USAGE,
                        "--gate %.60s: is a special function with its own score and selection: "
                        "found --score or --groups, expected neither",
@@ -112,7 +112,12 @@ static bool check_bias(const struct words *words, const struct variant_layer *at
         return err_set(err, ERR_USAGE,
                        "bias rule %s: gate %.60s is a special function without a place for a bias",
                        at->rule->name, words->gate);
-    bool positive = at->gate.score != SCORE_IDENTITY && at->gate.order == ORDER_SCORE_TOPK;
+    if (at->rule->multiplies && at->gate.cut != CUT_NONE)
+        return err_set(err, ERR_USAGE,
+                       "bias rule %s: found topp or threshold, expected neither: what they compare "
+                       "is the score without its factor",
+                       at->rule->name);
+    bool positive = !gate_score_negative(at->gate.score) && at->gate.order == ORDER_SCORE_TOPK;
     if (at->rule->multiplies && (!positive || at->start == START_CAPTURED))
         return err_set(err, ERR_USAGE,
                        "bias rule %s: found %s, expected %s (it multiplies the score)",
@@ -160,6 +165,11 @@ static bool resolve(const struct words *words, const struct source_layer *layer,
         if (at->start == START_DEFAULT) at->start = START_ZERO;
     }
     if (!check_bias(words, at, layer, err)) return false;
+    if (at->gate.cut != CUT_NONE)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "--gate %.60s: a replay cannot measure topp and "
+                       "threshold yet",
+                       words->gate);
     at->foreign = at->start == START_CAPTURED && !own_bias(&at->gate, layer);
     at->dropped_bias = wanted && !at->gate.bias && !words->rule;
     return gate_check(&at->gate, layer->experts, layer->bias || at->start == START_ZERO, err);
@@ -380,7 +390,7 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
     struct product p = {.lists = lists, .source = source};
     int at[DIGITS] = {0};
     bool ok = false;
-    *set = (struct variant_set){.layers = source->layers};
+    *set = (struct variant_set){.layers = source->layers, .seed = lists->seed};
     p.default_ranks = variant_default_ranks(source);
     if (!find_rules(&p, err)) goto done;
     product_sizes(&p);

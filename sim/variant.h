@@ -41,6 +41,7 @@ struct variant_lists {
     const int64_t *ranks; /* default: variant_default_ranks */
     int ranks_count;
     enum bias_start start; /* default: zero for rules that update, captured for frozen */
+    uint64_t seed;         /* of noise */
 };
 
 enum { VARIANT_BATCH_TOKENS = 4096, VARIANT_MAX = 10000 };
@@ -73,6 +74,7 @@ struct variant_set {
     struct variant *variant;  /* [count] owned */
     struct variant_layer *at; /* [count, layers] owned */
     int count, layers;
+    uint64_t seed;    /* of noise */
     struct str notes; /* lines for the user: foreign biases, dropped biases, rates found */
 };
 

@@ -192,7 +192,7 @@ static bool describe_layers(const struct build *build, const struct import_job *
                                          .has_weights = from->weighted,
                                          .has_gate = job->gate != NULL};
         if (job->gate && (!gate_parse(job->gate, NULL, &layers[r].gate, err) ||
-                          !gate_check(&layers[r].gate, experts, !layers[r].gate.bias, err)))
+                          !gate_check_native(&layers[r].gate, experts, !layers[r].gate.bias, err)))
             return err_context(err, "--gate");
         if (job->gate && layers[r].gate.topk != from->topk)
             return err_set(err, ERR_DATA,

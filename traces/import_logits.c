@@ -58,7 +58,7 @@ static bool describe(const struct logits_source *from, const struct import_job *
             return err_set(err, ERR_FORMAT, "layer %d: found %d experts", layer->layer,
                            layer->experts);
         if (!gate_parse(job->gate, NULL, &layers[r].gate, err) ||
-            !gate_check(&layers[r].gate, layer->experts, layer->bias != NULL, err))
+            !gate_check_native(&layers[r].gate, layer->experts, layer->bias != NULL, err))
             return err_context(err, "--gate, layer %d", layer->layer);
         layers[r].topk = layers[r].gate.topk;
     }

@@ -211,7 +211,8 @@ static bool open_layer(const struct import_job *job, struct st_state *state, int
     layer->holds = part->logits ? TRACE_SCORES : TRACE_IDS;
     layer->has_weights = !part->logits && part->weights;
     if (!find_shape(job, part, layer, err) || !find_bias(state, layer, err)) return false;
-    if (layer->has_gate && !gate_check(&layer->gate, layer->experts, layer->bias != NULL, err))
+    if (layer->has_gate &&
+        !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err))
         return false;
     return check_choices(part, layer, state->tokens, err);
 }

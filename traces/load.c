@@ -107,7 +107,7 @@ static bool load_gate(struct trace *trace, struct trace_layer *layer, sqlite3_st
     layer->has_gate = sqlite3_column_type(row, 6) != SQLITE_NULL;
     if (!layer->has_gate) return true;
     if (!gate_parse(db_text(row, 6), NULL, &layer->gate, err) ||
-        !gate_check(&layer->gate, layer->experts, layer->bias != NULL, err))
+        !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err))
         return err_context(err, "%s: layer %d: gate", trace->db.path, layer->layer);
     if (layer->gate.topk != layer->topk)
         return bad(trace, err, "layer.topk", layer->topk, "that of the gate");

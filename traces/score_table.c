@@ -117,7 +117,7 @@ static int load_gate(struct score_table *table, struct layer *layer, sqlite3_stm
     }
     if (!gate) return SQLITE_OK;
     if (!gate_parse(gate, NULL, &layer->gate, &err) ||
-        !gate_check(&layer->gate, layer->experts, layer->bias != NULL, &err) ||
+        !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, &err) ||
         layer->gate.topk != layer->topk)
         return fail(table, SQLITE_CORRUPT, "layer %lld: gate: %s", layer->layer, err.text);
     layer->has_gate = true;
