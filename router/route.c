@@ -235,7 +235,7 @@ static void choose_and_cut(const struct route_kernels *run, const struct block *
     }
 }
 
-/* The same, all at once for as many tokens as that way can. */
+/* choose_in_steps, all at once for as many tokens as that way can. */
 static void choose(const struct route_kernels *run, const struct block *b, const float *score) {
     const struct gate *gate = b->gate;
     struct route_groups groups = {0};
