@@ -24,6 +24,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
          0},
         {"experts", OPTION_INT, &job.experts, "N", "experts, where only chosen ids are known", 1,
          65536},
+        {"layers", OPTION_INT, &job.layers, "N", "layers, where the file does not carry its shape",
+         1, 10000},
         {"domain", OPTION_TEXT, &job.domain, "NAME", "domain of its documents", 0, 0},
         {"model", OPTION_TEXT, &job.model, "NAME", "name of the model", 0, 0},
         {"force", OPTION_FLAG, &job.force, NULL, "replace an existing file", 0, 0},

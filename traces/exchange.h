@@ -24,6 +24,7 @@ struct import_job {
     const char *gate;   /* specification for sources that do not say theirs; NULL = none */
     const char *domain; /* for sources without domains; NULL = the file's name */
     int64_t experts;    /* E, where the source only shows the chosen; 0 = highest id + 1 */
+    int64_t layers;     /* L, where the source does not carry its shape; 0 = not given */
     const char *model;  /* name of the model where the source has none; NULL = the file's name */
     const struct progress *progress;
 };

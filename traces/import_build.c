@@ -62,26 +62,76 @@ bool build_add(struct build_layer *layer, int64_t n, const int32_t *expert, cons
     return true;
 }
 
-bool build_document(struct build *build, const char *source, const char *domain, int64_t tokens,
-                    const int32_t *ids, struct err *err) {
+bool build_add_array(struct build *build, const struct npy *array, struct err *err) {
+    int64_t tokens = array->shape[0], layers = array->shape[1], k = array->shape[2];
+    if (array->rank != 3 || array->kind == 'f' || layers < 1 || layers > 10000 || k < 1 ||
+        k > GATE_MAX_TOPK)
+        return err_set(err, ERR_FORMAT, "found %d dimensions, expected whole [tokens, layers, k]",
+                       array->rank);
+    for (int64_t l = 0; l < layers; l++) {
+        struct build_layer *layer = build_layer(build, (int)l, (int)k, err);
+        if (!layer) return false;
+        for (int64_t t = 0; t < tokens; t++) {
+            int32_t expert[GATE_MAX_TOPK];
+            npy_ids(array, (t * layers + l) * k, k, expert);
+            if (!build_add(layer, 1, expert, NULL, err)) return false;
+        }
+    }
+    return true;
+}
+
+static bool add_document(struct build *build, const char *source, const char *domain,
+                         struct err *err) {
     struct trace_document *documents =
         realloc(build->documents, ((size_t)build->document_count + 1) * sizeof *documents);
-    if (!source || !domain || !documents) {
-        if (documents) build->documents = documents;
-        return err_memory(err, "documents");
+    if (documents) build->documents = documents;
+    if (!source || !domain || !documents) return err_memory(err, "documents");
+    documents[build->document_count++] = (struct trace_document){
+        .source = source, .domain = domain, .sha256 = "", .first_token = build->tokens};
+    return true;
+}
+
+/* Room for `more` tokens in one of the token columns. */
+static bool grow_column(void *column, int64_t cap) {
+    void **array = column, *grown = realloc(*array, (size_t)cap * 4);
+    if (grown) *array = grown;
+    return grown != NULL;
+}
+
+static bool grow_tokens(struct build *build, int64_t more, struct err *err) {
+    int64_t need = build->tokens + more;
+    if (need <= build->token_cap) return true;
+    int64_t cap = need > 2 * build->token_cap ? need : 2 * build->token_cap;
+    if (!grow_column(&build->ids, cap) || !grow_column(&build->positions, cap) ||
+        !grow_column(&build->nll, cap))
+        return err_memory(err, "tokens");
+    build->token_cap = cap;
+    return true;
+}
+
+bool build_token(struct build *build, const struct build_token *token, struct err *err) {
+    if (token->source && !add_document(build, token->source, token->domain, err)) return false;
+    if (!grow_tokens(build, 1, err)) return false;
+    int64_t t = build->tokens++;
+    build->documents[build->document_count - 1].tokens++;
+    build->ids[t] = token->id;
+    build->positions[t] = token->position;
+    build->nll[t] = token->nll;
+    build->have_ids = build->have_ids || token->id >= 0;
+    build->have_positions = build->have_positions || token->position >= 0;
+    build->have_nll = build->have_nll || !isnan(token->nll);
+    return true;
+}
+
+bool build_document(struct build *build, const char *source, const char *domain, int64_t tokens,
+                    const int32_t *ids, struct err *err) {
+    if (!add_document(build, source, domain, err) || !grow_tokens(build, tokens + 1, err))
+        return false;
+    for (int64_t t = 0; t < tokens; t++) {
+        const struct build_token token = {
+            .id = ids ? ids[t] : -1, .position = -1, .nll = (float)NAN};
+        if (!build_token(build, &token, err)) return false;
     }
-    build->documents = documents;
-    documents[build->document_count++] = (struct trace_document){.source = source,
-                                                                 .domain = domain,
-                                                                 .sha256 = "",
-                                                                 .first_token = build->tokens,
-                                                                 .tokens = tokens};
-    int32_t *all = realloc(build->ids, ((size_t)(build->tokens + tokens) + 1) * sizeof *all);
-    if (!all) return err_memory(err, "tokens");
-    build->ids = all;
-    for (int64_t t = 0; t < tokens; t++) all[build->tokens + t] = ids ? ids[t] : -1;
-    build->have_ids = build->have_ids || ids;
-    build->tokens += tokens;
     return true;
 }
 
@@ -93,6 +143,8 @@ void build_free(struct build *build) {
     free(build->layers);
     free(build->documents);
     free(build->ids);
+    free(build->positions);
+    free(build->nll);
     *build = (struct build){0};
 }
 
@@ -165,6 +217,15 @@ static int compare_layers(const void *a, const void *b) {
     return (x->layer > y->layer) - (x->layer < y->layer);
 }
 
+/* Positions are known for all tokens or are counted. */
+static bool check_positions(const struct build *build, struct err *err) {
+    for (int64_t t = 0; build->have_positions && t < build->tokens; t++)
+        if (build->positions[t] < 0)
+            return err_set(err, ERR_DATA, "token %lld: found no position, other tokens have one",
+                           (long long)t);
+    return true;
+}
+
 /* ---- the source */
 
 static bool routes(struct import_source *source, struct trace_routes *want, struct err *err) {
@@ -209,16 +270,19 @@ bool build_finish(struct build *build, const struct import_job *job, struct impo
     int32_t highest = 0;
     struct str missing = {0};
     if (!build->tokens) return err_set(err, ERR_DATA, "found no token");
-    if (!drop_dense(build, err) || !check_layers(build, &highest, err)) return false;
-    if (job->experts && highest >= job->experts)
-        return err_set(err, ERR_DATA, "found expert %d, expected less than %lld of --experts",
-                       highest, (long long)job->experts);
-    int experts = job->experts ? (int)job->experts : highest + 1;
+    if (!drop_dense(build, err) || !check_layers(build, &highest, err) ||
+        !check_positions(build, err))
+        return false;
+    int64_t known = job->experts ? job->experts : build->experts;
+    if (known && highest >= known)
+        return err_set(err, ERR_DATA, "found expert %d, expected less than %lld%s", highest,
+                       (long long)known, job->experts ? " of --experts" : "");
+    int experts = known ? (int)known : highest + 1;
     qsort(build->layers, (size_t)build->layer_count, sizeof *build->layers, compare_layers);
     if (!describe_layers(build, job, experts, source, err)) return false;
     str_puts(&missing, lacks);
     if (!build->have_ids) str_puts(&missing, "; token ids");
-    if (!job->experts)
+    if (!known)
         str_printf(&missing, "; number of experts (taken as the highest id + 1 = %d)", experts);
     const char *name = job->model ? job->model : import_stem(&source->arena, job->files[0]);
     struct build *state = arena_alloc(&source->arena, 1, sizeof *state);
@@ -231,6 +295,8 @@ bool build_finish(struct build *build, const struct import_job *job, struct impo
     source->setup.documents = state->documents;
     source->setup.document_count = state->document_count;
     source->ids = state->have_ids ? state->ids : NULL;
+    source->positions = state->have_positions ? state->positions : NULL;
+    source->nll = state->have_nll ? state->nll : NULL;
     source->state = state;
     source->routes = routes;
     source->close = close_source;

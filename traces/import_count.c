@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "traces/importers.h"
 
 bool count_add(struct count_build *build, int layer, int64_t document, int64_t expert, double count,
@@ -73,6 +74,9 @@ static bool describe_layers(const struct count_build *build, const struct import
     struct gate gate = {.topk = build->topk};
     int64_t highest = 0, layers = 0;
     if (job->gate && !gate_parse(job->gate, NULL, &gate, err)) return err_context(err, "--gate");
+    if (job->gate && build->topk && gate.topk != build->topk)
+        return err_set(err, ERR_DATA, "found %d experts a token, expected %d of --gate",
+                       build->topk, gate.topk);
     if (gate.topk < 1)
         return err_set(err, ERR_USAGE,
                        "holds counts, but not how many experts a token has: give --gate");
@@ -80,12 +84,13 @@ static bool describe_layers(const struct count_build *build, const struct import
         if (build->entries[i].expert > highest) highest = build->entries[i].expert;
         layers += !i || build->entries[i].layer != build->entries[i - 1].layer;
     }
-    if (job->experts && highest >= job->experts)
-        return err_set(err, ERR_DATA, "found expert %lld, expected less than %lld of --experts",
-                       (long long)highest, (long long)job->experts);
+    int64_t known = job->experts ? job->experts : build->experts;
+    if (known && highest >= known)
+        return err_set(err, ERR_DATA, "found expert %lld, expected less than %lld%s",
+                       (long long)highest, (long long)known, job->experts ? " of --experts" : "");
     struct trace_layer *out = arena_alloc(&source->arena, (size_t)layers, sizeof *out);
     if (!out) return err_memory(err, "layers");
-    int experts = job->experts ? (int)job->experts : (int)highest + 1;
+    int experts = known ? (int)known : (int)highest + 1;
     if (experts < gate.topk)
         return err_set(err, ERR_DATA, "found %d experts, expected at least %d", experts, gate.topk);
     for (int64_t i = 0, r = 0; i < build->count; i++) {
@@ -152,7 +157,15 @@ bool count_finish(struct count_build *build, const struct import_job *job, bool 
     const char *model = job->model ? job->model : import_stem(&source->arena, job->files[0]);
     if (!model) return err_memory(err, "import");
     source->setup.capture = import_capture(importer, model);
-    source->setup.capture.lacks = "router scores; tokens (counts only)";
+    struct str lacks = {0};
+    str_puts(&lacks, "router scores; tokens (counts only)");
+    if (state->note) str_puts(&lacks, state->note);
+    if (!job->experts && !state->experts)
+        str_puts(&lacks, "; number of experts (taken as the highest id + 1)");
+    source->setup.capture.lacks = arena_text(&source->arena, str_text(&lacks), lacks.len);
+    bool described = !lacks.failed && source->setup.capture.lacks;
+    str_free(&lacks);
+    if (!described) return err_memory(err, "import");
     return describe_layers(state, job, source, err) &&
            describe_documents(state, strict, source, err);
 }

@@ -1,61 +1,26 @@
 /* import_vllm.c - vLLM responses with routed experts: JSON, or one response a line
  *
  * Newer: choices[i].routed_experts = base64 of a .npy file [tokens, layers, k] (uint8, uint16 or
- * int32). Older: lists prompt_routed_experts [prompt, layers, k] and routed_experts [generated,
- * layers, k]. Token ids from prompt_token_ids and choices[i].token_ids where the response has them.
- * The last sampled token never ran: there is one token less than in the text. */
+ * int32), from token routed_experts_prompt_start on. Its wrappers: {"data", "shape", "dtype",
+ * "start"} (Dynamo), "nrlre1:DTYPE:SHAPE:BASE64" (NeMo-RL). Older: lists prompt_routed_experts
+ * [prompt, layers, k] and routed_experts [generated, layers, k]. Token ids from prompt_token_ids
+ * and choices[i].token_ids where the response has them. The last sampled token never ran: there is
+ * one token less than in the text. */
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
 #include "base/json.h"
-#include "base/str.h"
 #include "traces/import_build.h"
+#include "traces/import_text.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 #include "traces/npy.h"
 
 bool import_vllm_recognise(const char *path) {
-    struct err ignored;
-    struct file_map map;
-    if (!file_map(path, &map, &ignored)) return false;
-    size_t n = map.size_bytes < 1 << 20 ? map.size_bytes : 1 << 20;
-    bool found = n && map.data[0] == '{' && memmem(map.data, n, "\"routed_experts\"", 16) &&
-                 memmem(map.data, n, "\"choices\"", 9);
-    file_unmap(&map);
-    return found;
-}
-
-static int sextet(char c) {
-    static const char alphabet[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *at = c ? strchr(alphabet, c) : NULL;
-    return at ? (int)(at - alphabet) : -1;
-}
-
-/* Returns owned; NULL with err set. */
-static unsigned char *decode_base64(const char *text, size_t *len, struct err *err) {
-    size_t n = strlen(text);
-    unsigned char *bytes = malloc(n / 4 * 3 + 4);
-    uint32_t bits = 0;
-    int have = 0;
-    *len = 0;
-    if (!bytes) {
-        err_memory(err, "base64");
-        return NULL;
-    }
-    while (n && text[n - 1] == '=') n--;
-    for (size_t i = 0; i < n; i++) {
-        int value = sextet(text[i]);
-        if (value < 0) {
-            free(bytes);
-            err_set(err, ERR_FORMAT, "base64: found '%c' at %zu", text[i], i);
-            return NULL;
-        }
-        bits = bits << 6 | (uint32_t)value;
-        if ((have += 6) >= 8) bytes[(*len)++] = (unsigned char)(bits >> (have -= 8));
-    }
-    return bytes;
+    static const char *const marks[] = {"\"routed_experts\"", "\"choices\"", NULL};
+    return import_text_holds(path, "{", marks);
 }
 
 /* One token: list of layers of lists of ids. */
@@ -83,23 +48,54 @@ static bool add_lists(const struct json *list, struct build *build, int64_t *tok
     return true;
 }
 
-static bool add_npy(const char *text, struct build *build, int64_t *tokens, struct err *err) {
+/* Three numbers "[a,b,c]", "a,b,c" or "axbxc". */
+static bool read_shape(const char *text, int64_t shape[3]) {
+    int n = 0;
+    while (n < 3 && *(text += strspn(text, "[( ,x"))) {
+        char *end;
+        shape[n++] = strtoll(text, &end, 10);
+        if (end == text) return false;
+        text = end;
+    }
+    return n == 3 && !text[strspn(text, ")], ")];
+}
+
+/* base64 of a .npy, or of bare elements: "nrlre1:DTYPE:SHAPE:BASE64" (NeMo-RL). */
+static bool add_text(const char *text, struct build *build, int64_t *tokens, struct err *err) {
+    static const char mark[] = "nrlre1:";
+    char dtype[16] = "", dims[64] = "";
+    int at = 0;
+    int64_t shape[3];
+    bool bare = strncmp(text, mark, sizeof mark - 1) == 0;
+    if (bare && (sscanf(text + sizeof mark - 1, "%15[^:]:%63[^:]:%n", dtype, dims, &at) != 2 ||
+                 !at || !read_shape(dims, shape)))
+        return err_set(err, ERR_FORMAT, "routed_experts: found no nrlre1:DTYPE:SHAPE:BASE64");
     size_t len;
     struct npy npy;
-    unsigned char *bytes = decode_base64(text, &len, err);
+    unsigned char *bytes = import_base64(bare ? text + sizeof mark - 1 + at : text, &len, err);
     if (!bytes) return false;
-    bool ok = npy_parse(bytes, len, &npy, err);
-    if (ok &&
-        (npy.rank != 3 || npy.kind == 'f' || npy.shape[2] < 1 || npy.shape[2] > GATE_MAX_TOPK))
-        ok = err_set(err, ERR_FORMAT,
-                     "routed_experts: found %d dimensions, expected [tokens, layers, k]", npy.rank);
-    for (int64_t t = 0; ok && t < npy.shape[0]; t++)
-        for (int64_t l = 0; ok && l < npy.shape[1]; l++) {
-            int32_t expert[GATE_MAX_TOPK];
-            npy_ids(&npy, (t * npy.shape[1] + l) * npy.shape[2], npy.shape[2], expert);
-            struct build_layer *layer = build_layer(build, (int)l, (int)npy.shape[2], err);
-            ok = layer && build_add(layer, 1, expert, NULL, err);
-        }
+    bool ok = (bare ? npy_bare(dtype, 3, shape, bytes, len, &npy, err)
+                    : npy_parse(bytes, len, &npy, err)) &&
+              build_add_array(build, &npy, err);
+    if (ok) *tokens += npy.shape[0];
+    free(bytes);
+    return ok;
+}
+
+/* {"data": base64 of the elements, "shape": [3], "dtype": ...} (Dynamo). */
+static bool add_object(const struct json *object, struct build *build, int64_t *tokens,
+                       struct err *err) {
+    const char *data = json_text(json_present(object, "data")), *dtype;
+    int dims[3];
+    size_t len;
+    struct npy npy;
+    if (!json_get_text(object, "dtype", "int32", &dtype, err)) return false;
+    if (!data || import_json_ids(json_present(object, "shape"), 3, INT32_MAX, dims) != 3)
+        return err_set(err, ERR_FORMAT, "routed_experts: found no data and shape [3]");
+    unsigned char *bytes = import_base64(data, &len, err);
+    if (!bytes) return false;
+    bool ok = npy_bare(dtype, 3, (int64_t[]){dims[0], dims[1], dims[2]}, bytes, len, &npy, err) &&
+              build_add_array(build, &npy, err);
     if (ok) *tokens += npy.shape[0];
     free(bytes);
     return ok;
@@ -131,62 +127,59 @@ static bool add_choice(const struct json *response, const struct json *choice, s
     int64_t tokens = 0;
     if (!prompt) prompt = json_present(response, "prompt_routed_experts");
     if (!routed) return err_set(err, ERR_FORMAT, "choices: found no routed_experts");
+    int64_t start;
     const char *text = json_text(routed);
-    bool ok = text ? add_npy(text, build, &tokens, err)
-                   : (!prompt || add_lists(prompt, build, &tokens, err)) &&
-                         add_lists(routed, build, &tokens, err);
+    bool object = json_kind(routed) == JSON_OBJECT;
+    if (!json_get_int(choice, "routed_experts_prompt_start", 0, INT32_MAX, 0, &start, err) ||
+        (object && !json_get_int(routed, "start", 0, INT32_MAX, start, &start, err)))
+        return false;
+    bool ok = text     ? add_text(text, build, &tokens, err)
+              : object ? add_object(routed, build, &tokens, err)
+                       : (!prompt || add_lists(prompt, build, &tokens, err)) &&
+                             add_lists(routed, build, &tokens, err);
     if (!ok) return false;
-    int32_t *ids = response_ids(response, choice, tokens);
-    ok = build_document(build, source, domain, tokens, ids, err);
+    int32_t *ids = response_ids(response, choice, start + tokens);
+    for (int64_t t = 0; ok && t < tokens; t++)
+        ok = build_token(build,
+                         &(struct build_token){.source = t ? NULL : source,
+                                               .domain = domain,
+                                               .id = ids ? ids[start + t] : -1,
+                                               .position = (int32_t)(start + t),
+                                               .nll = (float)NAN},
+                         err);
     free(ids);
     return ok;
 }
 
-static bool add_response(const struct json *response, struct build *build, const char *source,
-                         const char *domain, struct err *err) {
+/* Where the documents of a file go. */
+struct target {
+    struct build *build;
+    const char *source, *domain;
+};
+
+static bool add_response(void *context, const struct json *response, struct err *err) {
+    struct target *to = context;
     const struct json *choices = json_present(response, "choices");
     if (!choices || !json_first(choices))
         return err_set(err, ERR_FORMAT, "found no choices, expected a vLLM response");
     for (const struct json *c = json_first(choices); c; c = json_next(c))
-        if (!add_choice(response, c, build, source, domain, err)) return false;
+        if (!add_choice(response, c, to->build, to->source, to->domain, err)) return false;
     return true;
 }
 
-/* The whole file is one response, or every line is. */
-static bool add_file(const struct import_job *job, int file, struct arena *arena,
+static bool add_file(const char *path, const struct import_job *job, struct arena *arena,
                      struct build *build, struct err *err) {
-    size_t len;
-    const char *stem = import_stem(arena, job->files[file]), *source = file_name(job->files[file]);
-    char *text = inflate_file(job->files[file], (size_t)1 << 34, &len, err);
-    if (!text) return false;
-    const char *domain = job->domain ? job->domain : stem;
-    struct err whole = {0};
-    struct json *doc = json_parse(text, len, &whole);
-    bool ok = true;
-    if (doc) ok = add_response(doc, build, source, domain, err);
-    json_free(doc);
-    int64_t number = 0;
-    for (char *line = text, *end = text + len; !doc && ok && line < end;) {
-        char *newline = memchr(line, '\n', (size_t)(end - line));
-        size_t n = (size_t)((newline ? newline : end) - line);
-        number++;
-        if (n > 1) {
-            struct json *response = json_parse(line, n, err);
-            ok = response && add_response(response, build, source, domain, err);
-            json_free(response);
-            if (!ok) err_context(err, "line %lld", (long long)number);
-        }
-        line += n + 1;
-    }
-    free(text);
-    return ok;
+    const char *domain = job->domain ? job->domain : import_stem(arena, path);
+    struct target target = {build, file_name(path), domain};
+    return import_json_each(path, add_response, &target, err);
 }
 
 bool import_vllm_open(const struct import_job *job, struct import_source *source, struct err *err) {
     struct build build = {0};
     bool ok = true;
     for (int i = 0; ok && i < job->file_count; i++)
-        ok = add_file(job, i, &source->arena, &build, err) || import_context(err, job->files[i]);
+        ok = add_file(job->files[i], job, &source->arena, &build, err) ||
+             import_context(err, job->files[i]);
     ok = ok && (build_finish(&build, job, source, "vllm", "router scores; weights", err) ||
                 import_context(err, job->files[0]));
     build_free(&build);

@@ -6,7 +6,9 @@
 
 /* X(name): import_NAME_recognise, import_NAME_open in import_NAME.c */
 #define TRACE_IMPORTER_FILES(X)                                                                    \
-    X(safetensors) X(esft) X(numpy) X(vllm) X(megatron) X(torch) X(routed)
+    X(safetensors)                                                                                 \
+    X(csv) X(trtllm) X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe)  \
+        X(olmoe) X(routed)
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \

@@ -53,30 +53,42 @@ static bool expand_file(const struct file_map *map, size_t max_bytes, struct str
     return ok;
 }
 
-char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err) {
+/* The text of a file until its end or until more than `enough` bytes are there. */
+static char *read_text(const char *path, size_t enough, size_t *len, struct err *err) {
     struct file_map map;
     if (!file_map(path, &map, err)) return NULL;
     struct str text = {0};
     bool gzip = is_gzip(map.data, map.size_bytes), whole = true;
-    bool big = !gzip && map.size_bytes > max_bytes;
     str_puts(&text, "");
     if (gzip)
-        whole = expand_file(&map, max_bytes, &text);
-    else if (!big)
-        str_append(&text, map.data, map.size_bytes);
+        whole = expand_file(&map, enough, &text);
+    else
+        str_append(&text, map.data, map.size_bytes > enough ? enough + 1 : map.size_bytes);
     file_unmap(&map);
     if (text.failed)
         err_memory(err, path);
     else if (!whole)
         err_set(err, ERR_FORMAT, "%s: found damaged or truncated gzip data", path);
-    else if (big || text.len > max_bytes)
-        err_set(err, ERR_FORMAT, "%s: found more than %zu bytes", path, max_bytes);
     else {
         *len = text.len;
         return text.data;
     }
     str_free(&text);
     return NULL;
+}
+
+char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err) {
+    char *text = read_text(path, max_bytes, len, err);
+    if (!text || *len <= max_bytes) return text;
+    free(text);
+    err_set(err, ERR_FORMAT, "%s: found more than %zu bytes", path, max_bytes);
+    return NULL;
+}
+
+char *inflate_head(const char *path, size_t max_bytes, size_t *len, struct err *err) {
+    char *text = read_text(path, max_bytes, len, err);
+    if (text && *len > max_bytes) text[*len = max_bytes] = '\0';
+    return text;
 }
 
 static uint64_t little(const unsigned char *at, int bytes) {

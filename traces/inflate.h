@@ -15,6 +15,9 @@
  * NUL behind; NULL with err set. */
 char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err);
 
+/* The same of the first max_bytes of its text at most: a look inside. */
+char *inflate_head(const char *path, size_t max_bytes, size_t *len, struct err *err);
+
 struct zip_member {
     const char *name;          /* borrowed */
     const unsigned char *data; /* as stored */

@@ -72,6 +72,33 @@ bool npy_parse(const unsigned char *bytes, size_t len, struct npy *array, struct
     return true;
 }
 
+bool npy_bare(const char *dtype, int rank, const int64_t *shape, const unsigned char *bytes,
+              size_t len, struct npy *array, struct err *err) {
+    static const struct {
+        const char *name;
+        char kind;
+        int bytes;
+    } types[] = {{"uint8", 'u', 1}, {"uint16", 'u', 2}, {"int16", 'i', 2}, {"int8", 'i', 1},
+                 {"int32", 'i', 4}, {"uint32", 'u', 4}, {"int64", 'i', 8}};
+    *array = (struct npy){.rank = rank, .count = 1, .data = bytes};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(types[i].name, dtype) == 0) {
+            array->kind = types[i].kind;
+            array->item_bytes = types[i].bytes;
+        }
+    if (!array->kind || rank > NPY_MAX_RANK)
+        return err_set(err, ERR_UNSUPPORTED, "array: found type %.20s, expected integers", dtype);
+    for (int i = 0; i < rank; i++) {
+        if (shape[i] < 0 || (shape[i] && array->count > (INT64_C(1) << 48) / shape[i]))
+            return err_set(err, ERR_FORMAT, "array: found a shape that cannot be");
+        array->shape[i] = shape[i];
+        array->count *= shape[i];
+    }
+    if ((uint64_t)array->count * (uint64_t)array->item_bytes == len) return true;
+    return err_set(err, ERR_FORMAT, "array: found %zu bytes of data, expected %lld", len,
+                   (long long)array->count * array->item_bytes);
+}
+
 static int64_t integer_at(const struct npy *array, int64_t i) {
     const unsigned char *at = array->data + i * array->item_bytes;
     uint64_t value = 0;

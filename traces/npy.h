@@ -21,6 +21,9 @@ struct npy {
     const unsigned char *data; /* borrowed */
 };
 
+/* A bare array: dtype as NumPy names it ("uint8", "int32"), shape[rank]; refuses another length. */
+bool npy_bare(const char *dtype, int rank, const int64_t *shape, const unsigned char *bytes,
+              size_t len, struct npy *array, struct err *err);
 bool npy_parse(const unsigned char *bytes, size_t len, struct npy *array, struct err *err);
 /* Elements first..first+n-1 of an integer array; ones that do not fit into i32, and 255 / 65535 of
  * 8- and 16-bit unsigned arrays (padding), become -1. */

@@ -316,6 +316,44 @@ static struct pickle *tensor(struct reader *r, const struct pickle *arguments) {
     return p;
 }
 
+/* numpy.dtype("i8", ...): its name, marked so that scalar() finds it. */
+static struct pickle *dtype(struct reader *r, const struct pickle *arguments) {
+    static const char mark[] = "dtype";
+    struct pickle *p = value(r, PICKLE_TEXT);
+    const struct pickle *name = arguments->count ? arguments->items[0] : NULL;
+    if (!p) return NULL;
+    p->text = name && name->kind == PICKLE_TEXT ? name->text : "";
+    p->len = strlen(p->text);
+    p->type = mark;
+    return p;
+}
+
+/* numpy.core.multiarray.scalar(dtype, bytes): little-endian integers; others stay opaque. */
+static struct pickle *scalar(struct reader *r, const struct pickle *arguments) {
+    struct pickle **a = arguments->items, *p = value(r, PICKLE_OPAQUE);
+    if (!p || arguments->count != 2 || a[0]->kind != PICKLE_TEXT || !a[0]->type ||
+        a[1]->kind != PICKLE_TEXT || !strchr("iu", a[0]->text[0]) || a[1]->len < 1 || a[1]->len > 8)
+        return p;
+    uint64_t bits = 0;
+    size_t n = a[1]->len;
+    for (size_t i = n; i-- > 0;) bits = bits << 8 | (unsigned char)a[1]->text[i];
+    if (a[0]->text[0] == 'i' && n < 8 && bits >> (8 * n - 1)) bits |= UINT64_MAX << 8 * n;
+    p->kind = PICKLE_INT;
+    p->integer = (int64_t)bits;
+    p->real = (double)p->integer;
+    return p;
+}
+
+/* The state of a dtype says its byte order; other states are of objects that we do not make. */
+static void build_state(struct reader *r) {
+    const struct pickle *state = pop(r);
+    struct pickle *p = top(r);
+    if (!state || !p || p->kind != PICKLE_TEXT || !p->type) return;
+    if (state->kind == PICKLE_LIST && state->count > 1 && state->items[1]->kind == PICKLE_TEXT &&
+        strcmp(state->items[1]->text, ">") == 0)
+        p->type = NULL;
+}
+
 static bool is_named(const struct pickle *global, const char *const *names) {
     for (; *names; names++)
         if (global->kind == PICKLE_GLOBAL && strcmp(global->text, *names) == 0) return true;
@@ -328,6 +366,9 @@ static void reduce(struct reader *r) {
     static const char *const parameters[] = {"torch._utils._rebuild_parameter", NULL};
     static const char *const same[] = {"torch.Size",          "builtins.list",    "builtins.tuple",
                                        "collections.Counter", "__builtin__.list", NULL};
+    static const char *const dtypes[] = {"numpy.dtype", NULL};
+    static const char *const scalars[] = {"numpy.core.multiarray.scalar",
+                                          "numpy._core.multiarray.scalar", NULL};
     static const char *const dicts[] = {"collections.OrderedDict", "collections.Counter",
                                         "collections.defaultdict", "builtins.dict", NULL};
     struct pickle *arguments = pop(r), *callable = pop(r);
@@ -336,6 +377,10 @@ static void reduce(struct reader *r) {
         arguments->kind == PICKLE_LIST && arguments->count ? arguments->items[0] : NULL;
     if (arguments->kind == PICKLE_LIST && is_named(callable, tensors))
         push(r, tensor(r, arguments));
+    else if (first && is_named(callable, dtypes))
+        push(r, dtype(r, arguments));
+    else if (first && is_named(callable, scalars))
+        push(r, scalar(r, arguments));
     else if (first && is_named(callable, parameters))
         push(r, first);
     else if (first && is_named(callable, same) &&
@@ -430,7 +475,7 @@ static bool step_container(struct reader *r, int op) {
     }
 }
 
-/* Stack, memo, names and objects. BUILD would set the state of an object that we do not make. */
+/* Stack, memo, names and objects. */
 static bool step_machine(struct reader *r, int op) {
     switch (op) {
     case 0x80:
@@ -440,8 +485,9 @@ static bool step_machine(struct reader *r, int op) {
     case '(':
         return set_mark(r), true;
     case '0':
-    case 'b':
         return pop(r), true;
+    case 'b':
+        return build_state(r), true;
     case 'q':
         return memo_put(r, number(r, 1)), true;
     case 'r':

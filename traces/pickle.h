@@ -3,7 +3,8 @@
  *
  * Private to traces/. Opcodes of protocols 2 to 5 for numbers, texts, bytes, lists, tuples, dicts,
  * memo, persistent ids and REDUCE. A REDUCE is never a call: tensors, OrderedDict, Counter,
- * defaultdict and torch.Size are recognised by name, everything else becomes an opaque value.
+ * defaultdict, torch.Size and NumPy's integer scalars are recognised by name, everything else
+ * becomes an opaque value.
  * Sources: CPython Lib/pickletools.py (opcodes), torch/serialization.py and torch/_utils.py (tensor
  * layout). */
 #ifndef TRACES_PICKLE_H
