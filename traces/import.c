@@ -36,8 +36,9 @@ const struct trace_importer trace_importers[] = {
      import_bigmoe_recognise, import_bigmoe_open},
     {"olmoe", "JSON lines with exp_ids: chosen ids; pickled counters: counts (--gate)",
      "allenai/OLMoE", import_olmoe_recognise, import_olmoe_open},
-    {"routed", "JSON of studies: selections, router_data (ids, weights), routed (counts, --gate)",
-     "stratamoe-lab, gpt-oss fingerprints, experts4bit-qlora", import_routed_recognise,
+    {"routed",
+     "JSON of studies: selections, router_data (ids, weights); routed (--gate), tallies (counts)",
+     "stratamoe-lab, gpt-oss fingerprints, experts4bit-qlora, MGSM study", import_routed_recognise,
      import_routed_open},
     {0}};
 
@@ -195,6 +196,10 @@ bool import_context(struct err *err, const char *path) {
 }
 
 const char *import_stem(struct arena *arena, const char *path) {
-    const char *name = file_name(path), *dot = strrchr(name, '.');
-    return arena_text(arena, name, dot && dot > name ? (size_t)(dot - name) : strlen(name));
+    const char *name = file_name(path);
+    size_t n = strlen(name);
+    if (n > 3 && strcmp(name + n - 3, ".gz") == 0) n -= 3;
+    for (size_t i = n; i-- > 1;)
+        if (name[i] == '.') return arena_text(arena, name, i);
+    return arena_text(arena, name, n);
 }

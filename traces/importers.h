@@ -7,7 +7,8 @@
 /* X(name): import_NAME_recognise, import_NAME_open in import_NAME.c */
 #define TRACE_IMPORTER_FILES(X)                                                                    \
     X(safetensors)                                                                                 \
-    X(csv) X(trtllm) X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe)  \
+    X(csv)                                                                                         \
+    X(trtllm) X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe)         \
         X(olmoe) X(routed)
 
 #define X(name)                                                                                    \
@@ -29,7 +30,7 @@ TRACE_EXPORTER_FILES(X)
 struct trace_capture import_capture(const char *importer, const char *model);
 /* err_context with the path, unless the text begins with it already; always returns false. */
 bool import_context(struct err *err, const char *path);
-/* Name of a file without folder and last extension, in the arena. NULL when out of memory. */
+/* Name of a file without folder, .gz and last extension, in the arena. NULL when out of memory. */
 const char *import_stem(struct arena *arena, const char *path);
 
 #endif
