@@ -99,6 +99,12 @@ void file_unmap(struct file_map *map) {
     *map = (struct file_map){0};
 }
 
+void file_drop(const struct file_map *map, size_t offset, size_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)map->data + offset;
+    uintptr_t begin = (start + page - 1) / page * page, end = (start + bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 char *file_read_stream(FILE *stream, const char *name, size_t max_bytes, size_t *len,
                        struct err *err) {
     struct str text = {0};

@@ -21,6 +21,8 @@ struct file_map {
 /* Maps a regular file read-only. file_unmap releases it. */
 bool file_map(const char *path, struct file_map *map, struct err *err);
 void file_unmap(struct file_map *map);
+/* The whole pages of map->data[offset, offset+bytes) may leave memory; they come back when read. */
+void file_drop(const struct file_map *map, size_t offset, size_t bytes);
 
 /* Reads a whole regular file of at most max_bytes. Returns owned, NUL-terminated after *len bytes.
  */

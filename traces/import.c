@@ -20,7 +20,8 @@ const struct trace_importer trace_importers[] = {
      "TensorRT-LLM", import_trtllm_recognise, import_trtllm_open},
     {"esft", "expert_weights_L.txt[.gz], one file a layer: chosen ids and weights",
      "deepseek-ai/ESFT", import_esft_recognise, import_esft_open},
-    {"numpy", ".npy, .npz: chosen ids [tokens,layers,k], or logits [tokens,E] a layer (--gate)",
+    {"numpy",
+     ".npy, .npz: chosen ids [tokens,layers,k]; with --gate logits [tokens,E] a layer, shares",
      "vLLM, SGLang, transformers, moe-balance", import_numpy_recognise, import_numpy_open},
     {"sglang", "JSON responses with meta_info.routed_experts in base64 (--gate): chosen ids",
      "SGLang", import_sglang_recognise, import_sglang_open},
@@ -202,4 +203,14 @@ const char *import_stem(struct arena *arena, const char *path) {
     for (size_t i = n; i-- > 1;)
         if (name[i] == '.') return arena_text(arena, name, i);
     return arena_text(arena, name, n);
+}
+
+bool import_gate(const struct import_job *job, struct trace_layer *layer, struct err *err) {
+    if (!job->gate) return true;
+    if (!gate_parse(job->gate, NULL, &layer->gate, err) ||
+        !gate_check_native(&layer->gate, layer->experts, !layer->gate.bias, err))
+        return err_context(err, "--gate");
+    return layer->gate.topk == layer->topk ||
+           err_set(err, ERR_DATA, "layer %d: found %d experts a token, expected %d of --gate",
+                   layer->layer, layer->topk, layer->gate.topk);
 }

@@ -73,7 +73,7 @@ bool build_add_array(struct build *build, const struct npy *array, struct err *e
         if (!layer) return false;
         for (int64_t t = 0; t < tokens; t++) {
             int32_t expert[GATE_MAX_TOPK];
-            npy_ids(array, (t * layers + l) * k, k, expert);
+            npy_choices(array, t * layers + l, 1, (int)k, expert);
             if (!build_add(layer, 1, expert, NULL, err)) return false;
         }
     }
@@ -252,13 +252,7 @@ static bool describe_layers(const struct build *build, const struct import_job *
                                          .holds = TRACE_IDS,
                                          .has_weights = from->weighted,
                                          .has_gate = job->gate != NULL};
-        if (job->gate && (!gate_parse(job->gate, NULL, &layers[r].gate, err) ||
-                          !gate_check_native(&layers[r].gate, experts, !layers[r].gate.bias, err)))
-            return err_context(err, "--gate");
-        if (job->gate && layers[r].gate.topk != from->topk)
-            return err_set(err, ERR_DATA,
-                           "layer %d: found %d experts a token, expected %d of --gate", from->layer,
-                           from->topk, layers[r].gate.topk);
+        if (!import_gate(job, &layers[r], err)) return false;
     }
     source->setup.layers = layers;
     source->setup.layer_count = build->layer_count;

@@ -2,7 +2,8 @@
  *
  * .npy: an integer array [tokens, layers, k] (vLLM's routed_experts, saved); a real array [tokens,
  * E] whose file name ends in the layer's number (router_logits_L3.npy), one file a layer; or a real
- * array [layers, tokens, E] (stacked output_router_logits). .npz: arrays of the same kinds by name,
+ * array [layers, tokens, E] (stacked output_router_logits); f32 [documents, layers, E] whose rows
+ * sum to 1 are shares of counts (--gate for k). .npz: arrays of the same kinds by name,
  * and prompt_token_ids, output_token_ids beside routed_experts. Layers of an id array are numbered
  * from 0 as they lie there; dense ones (all zeros) are dropped. */
 #include <ctype.h>
@@ -12,7 +13,8 @@
 
 #include "base/file.h"
 #include "base/str.h"
-#include "traces/import_build.h"
+#include "traces/import_arrays.h"
+#include "traces/import_fractions.h"
 #include "traces/import_logits.h"
 #include "traces/importers.h"
 #include "traces/inflate.h"
@@ -22,9 +24,10 @@ enum { MAX_ARRAYS = 4096 };
 
 struct array {
     struct npy npy;
-    const char *name; /* without extension */
-    int file;         /* index in job->files */
-    int64_t plane;    /* of a stacked array: which layer; 0 otherwise */
+    const char *name;           /* without extension */
+    int file;                   /* index in job->files */
+    int64_t plane;              /* of a stacked array: which layer; 0 otherwise */
+    const struct file_map *map; /* that it lies in, or NULL: in memory */
 };
 
 /* All arrays of all files. */
@@ -75,6 +78,7 @@ static bool add_array(struct arrays *arrays, struct arena *arena, const char *na
     return true;
 }
 
+/* Stored members are read where they lie, deflated ones are unpacked. */
 static bool read_archive(struct arrays *arrays, struct arena *arena, const char *path, int file,
                          struct err *err) {
     struct zip *zip = &arrays->zips[arrays->zip_count];
@@ -86,13 +90,18 @@ static bool read_archive(struct arrays *arrays, struct arena *arena, const char 
     arrays->blobs = blobs;
     for (int i = 0; i < zip->count; i++) {
         const struct zip_member *member = &zip->members[i];
-        unsigned char *bytes = zip_read(member, (size_t)1 << 36, err);
+        bool stored = member->method == 0;
+        const unsigned char *bytes =
+            stored ? zip_view(member, err)
+                   : (blobs[arrays->blob_count] = zip_read(member, (size_t)1 << 36, err));
         if (!bytes) return err_context(err, "%s", path);
-        blobs[arrays->blob_count++] = bytes;
+        arrays->blob_count += !stored;
+        int before = arrays->count;
         /* texts and objects (request ids) are not what we read; damage is */
         if (!add_array(arrays, arena, member->name, file, bytes, (size_t)member->size_bytes, err) &&
             err->code != ERR_UNSUPPORTED)
             return err_context(err, "%s", path);
+        if (stored && arrays->count > before) arrays->items[before].map = &zip->map;
     }
     return true;
 }
@@ -106,28 +115,18 @@ static bool read_files(struct arrays *arrays, const struct import_job *job, stru
         struct file_map *map = &arrays->maps[arrays->map_count];
         if (!file_map(job->files[i], map, err)) return false;
         arrays->map_count++;
-        bool zip = map->size_bytes > 4 && memcmp(map->data, "PK", 2) == 0;
-        if (zip ? !read_archive(arrays, arena, job->files[i], i, err)
-                : !add_array(arrays, arena, file_name(job->files[i]), i, map->data, map->size_bytes,
-                             err) &&
-                      !import_context(err, job->files[i]))
-            return false;
+        if (map->size_bytes > 4 && memcmp(map->data, "PK", 2) == 0) {
+            if (!read_archive(arrays, arena, job->files[i], i, err)) return false;
+            continue;
+        }
+        if (!add_array(arrays, arena, file_name(job->files[i]), i, map->data, map->size_bytes, err))
+            return import_context(err, job->files[i]);
+        arrays->items[arrays->count - 1].map = map;
     }
     return true;
 }
 
 /* ---- chosen ids */
-
-/* Tokens at the end that are padding (-1) at every layer are no tokens. */
-static int64_t without_padding(const struct npy *npy, int32_t *row) {
-    int64_t tokens = npy->shape[0], cells = npy->shape[1] * npy->shape[2];
-    for (; tokens > 0; tokens--) {
-        npy_ids(npy, (tokens - 1) * cells, cells, row);
-        for (int64_t i = 0; i < cells; i++)
-            if (row[i] >= 0) return tokens;
-    }
-    return 0;
-}
 
 static const struct array *named(const struct arrays *arrays, const char *name, int file) {
     for (int i = 0; i < arrays->count; i++)
@@ -136,48 +135,52 @@ static const struct array *named(const struct arrays *arrays, const char *name, 
     return NULL;
 }
 
-/* Prompt and output ids of an archive, when they belong to its tokens. */
-static int32_t *token_ids(const struct arrays *arrays, int file, int64_t tokens) {
+/* Prompt and output ids of an archive. Owned by `arrays`; NULL when it has none. */
+static const int32_t *token_ids(struct arrays *arrays, int file, int64_t *known, struct err *err) {
     const struct array *prompt = named(arrays, "prompt_token_ids", file);
     const struct array *output = named(arrays, "output_token_ids", file);
+    *known = 0;
     if (!prompt || !output || prompt->npy.kind == 'f' || output->npy.kind == 'f') return NULL;
     int64_t n = prompt->npy.count + output->npy.count;
-    if (n < tokens) return NULL;
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
-    if (!ids) return NULL;
+    unsigned char **blobs =
+        realloc(arrays->blobs, ((size_t)arrays->blob_count + 1) * sizeof *blobs);
+    if (blobs) arrays->blobs = blobs;
+    if (!ids || !blobs) {
+        free(ids);
+        err_memory(err, "token ids");
+        return NULL;
+    }
+    blobs[arrays->blob_count++] = (unsigned char *)ids;
     npy_ids(&prompt->npy, 0, prompt->npy.count, ids);
     npy_ids(&output->npy, 0, output->npy.count, ids + prompt->npy.count);
+    *known = n;
     return ids;
 }
 
-/* [tokens, layers, k] becomes one document. */
-static bool add_ids(const struct arrays *arrays, const struct array *array,
-                    const struct import_job *job, struct arena *arena, struct build *build,
-                    struct err *err) {
-    const struct npy *npy = &array->npy;
-    int64_t layers = npy->shape[1], k = npy->shape[2];
-    if (npy->rank != 3 || layers < 1 || layers > 10000 || k < 1 || k > GATE_MAX_TOPK)
-        return err_set(err, ERR_FORMAT, "%s: found %d dimensions, expected [tokens, layers, k]",
-                       array->name, npy->rank);
-    int32_t *row = malloc((size_t)(layers * k) * sizeof *row);
-    if (!row) return err_memory(err, "tokens");
-    int64_t tokens = without_padding(npy, row);
-    bool ok = true;
-    for (int64_t l = 0; ok && l < layers; l++) {
-        struct build_layer *layer = build_layer(build, (int)l, (int)k, err);
-        ok = layer != NULL;
-        for (int64_t t = 0; ok && t < tokens; t++) {
-            npy_ids(npy, (t * layers + l) * k, k, row);
-            ok = build_add(layer, 1, row, NULL, err);
-        }
+/* Every [tokens, layers, k] becomes one document. */
+static bool open_ids(const struct import_job *job, struct arrays *arrays,
+                     struct import_source *source, struct err *err) {
+    struct id_arrays from = {.own = arrays, .close_own = arrays_free};
+    from.items = arena_alloc(&source->arena, (size_t)arrays->count + 1, sizeof *from.items);
+    *err = (struct err){0};
+    bool ok = from.items || err_memory(err, "arrays");
+    for (int i = 0; ok && i < arrays->count; i++) {
+        const struct array *array = &arrays->items[i];
+        const char *path = job->files[array->file];
+        if (array->npy.kind == 'f' || array->npy.rank < 3) continue;
+        struct id_array *to = &from.items[from.count++];
+        *to = (struct id_array){.npy = array->npy,
+                                .source = file_name(path),
+                                .domain =
+                                    job->domain ? job->domain : import_stem(&source->arena, path),
+                                .map = array->map};
+        to->ids = token_ids(arrays, array->file, &to->known, err);
+        ok = to->domain ? err->code == ERR_NONE : err_memory(err, "documents");
     }
-    free(row);
-    int32_t *ids = token_ids(arrays, array->file, tokens);
-    const char *stem = import_stem(arena, job->files[array->file]);
-    ok = ok && build_document(build, file_name(job->files[array->file]),
-                              job->domain ? job->domain : stem, tokens, ids, err);
-    free(ids);
-    return ok;
+    if (ok) return arrays_finish(&from, job, source, "numpy", err);
+    arrays_free(arrays);
+    return false;
 }
 
 /* ---- logits */
@@ -242,15 +245,40 @@ static bool open_logits(const struct import_job *job, struct arrays *arrays,
     return logits_finish(&from, job, source, "numpy", err);
 }
 
-static bool open_ids(const struct import_job *job, struct arrays *arrays,
-                     struct import_source *source, struct err *err) {
-    struct build build = {0};
+/* ---- shares of counts */
+
+static bool open_fractions(const struct import_job *job, const struct arrays *arrays,
+                           struct import_source *source, struct err *err) {
+    struct count_build build = {
+        .note = "; number of tokens (the smallest for which all shares are whole)"};
+    struct gate gate = {0};
+    if (!job->gate)
+        return err_set(err, ERR_USAGE,
+                       "holds shares of choices (rows sum to 1), but not how many experts a token "
+                       "has: give --gate");
+    if (!gate_parse(job->gate, NULL, &gate, err)) return err_context(err, "--gate");
+    build.topk = gate.topk;
     bool ok = true;
-    for (int i = 0; ok && i < arrays->count; i++)
-        if (arrays->items[i].npy.kind != 'f' && arrays->items[i].npy.rank == 3)
-            ok = add_ids(arrays, &arrays->items[i], job, &source->arena, &build, err);
-    ok = ok && build_finish(&build, job, source, "numpy", "router scores; weights", err);
-    build_free(&build);
+    for (int i = 0; ok && i < arrays->count; i++) {
+        const struct array *array = &arrays->items[i];
+        const char *path = job->files[array->file];
+        const char *domain = job->domain ? job->domain : import_stem(&source->arena, path);
+        ok = (fractions_look(&array->npy) ||
+              err_set(err, ERR_DATA, "found other values than shares, which other files hold")) &&
+             fractions_add(&build, &array->npy, file_name(path), domain, err);
+        if (!ok) import_context(err, path);
+    }
+    ok = ok && count_finish(&build, job, true, source, "numpy", err);
+    count_free(&build);
+    return ok;
+}
+
+static bool open_reals(const struct import_job *job, struct arrays *arrays,
+                       struct import_source *source, struct err *err) {
+    const struct array *real = arrays->items;
+    while (real->npy.kind != 'f') real++;
+    if (!fractions_look(&real->npy)) return open_logits(job, arrays, source, err);
+    bool ok = open_fractions(job, arrays, source, err);
     arrays_free(arrays);
     return ok;
 }
@@ -265,7 +293,7 @@ bool import_numpy_open(const struct import_job *job, struct import_source *sourc
     }
     bool real = false;
     for (int i = 0; i < arrays->count; i++) real = real || arrays->items[i].npy.kind == 'f';
-    if (real ? open_logits(job, arrays, source, err) : open_ids(job, arrays, source, err))
+    if (real ? open_reals(job, arrays, source, err) : open_ids(job, arrays, source, err))
         return true;
     return import_context(err, job->files[0]);
 }

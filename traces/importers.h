@@ -8,8 +8,9 @@
 #define TRACE_IMPORTER_FILES(X)                                                                    \
     X(safetensors)                                                                                 \
     X(csv)                                                                                         \
-    X(trtllm) X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe)         \
-        X(olmoe) X(routed)
+    X(trtllm)                                                                                      \
+    X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe) X(olmoe)          \
+        X(routed)
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \
@@ -30,6 +31,8 @@ TRACE_EXPORTER_FILES(X)
 struct trace_capture import_capture(const char *importer, const char *model);
 /* err_context with the path, unless the text begins with it already; always returns false. */
 bool import_context(struct err *err, const char *path);
+/* layer->gate from --gate (none: true at once), checked against the layer's experts and k. */
+bool import_gate(const struct import_job *job, struct trace_layer *layer, struct err *err);
 /* Name of a file without folder, .gz and last extension, in the arena. NULL when out of memory. */
 const char *import_stem(struct arena *arena, const char *path);
 

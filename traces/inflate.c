@@ -263,3 +263,10 @@ unsigned char *zip_read(const struct zip_member *member, size_t max_bytes, struc
     err_set(err, ERR_FORMAT, "%s: found damaged data (checksum)", member->name);
     return NULL;
 }
+
+const unsigned char *zip_view(const struct zip_member *member, struct err *err) {
+    if (member->method != 0) return NULL;
+    if (checksum(member->data, member->size_bytes) == member->crc) return member->data;
+    err_set(err, ERR_FORMAT, "%s: found damaged data (checksum)", member->name);
+    return NULL;
+}

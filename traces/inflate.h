@@ -41,4 +41,8 @@ const struct zip_member *zip_find(const struct zip *zip, const char *ending);
 /* The member's bytes, owned, CRC checked; a NUL behind. At most max_bytes. */
 unsigned char *zip_read(const struct zip_member *member, size_t max_bytes, struct err *err);
 
+/* A stored member's bytes where they lie in the archive, CRC checked; NULL with err set when they
+ * are damaged, NULL without when the member is deflated. */
+const unsigned char *zip_view(const struct zip_member *member, struct err *err);
+
 #endif

@@ -99,20 +99,45 @@ bool npy_bare(const char *dtype, int rank, const int64_t *shape, const unsigned 
                    (long long)array->count * array->item_bytes);
 }
 
-static int64_t integer_at(const struct npy *array, int64_t i) {
+/* Element i of 8 bytes at most, little-endian; -1 when it does not fit into i32. */
+static int32_t integer_at(const struct npy *array, int64_t i) {
     const unsigned char *at = array->data + i * array->item_bytes;
     uint64_t value = 0;
     for (int b = array->item_bytes - 1; b >= 0; b--) value = value << 8 | at[b];
     int unused = 64 - 8 * array->item_bytes;
-    if (array->kind == 'i') return (int64_t)(value << unused) >> unused;
-    bool padding = unused > 32 && value == UINT64_MAX >> unused;
-    return padding || value > INT32_MAX ? -1 : (int64_t)value;
+    int64_t whole = array->kind == 'i' ? (int64_t)(value << unused) >> unused
+                                       : (int64_t)(value > INT32_MAX ? UINT64_MAX : value);
+    return whole >= 0 && whole <= INT32_MAX ? (int32_t)whole : -1;
+}
+
+/* Loops that a compiler makes vectors of: the narrow types are what gigabytes come in. */
+static void widen(const struct npy *array, int64_t first, int64_t n, int32_t *out) {
+    const unsigned char *at = array->data + first * array->item_bytes;
+    if (array->kind == 'u' && array->item_bytes == 1) {
+        for (int64_t i = 0; i < n; i++) out[i] = at[i];
+    } else if (array->kind == 'u' && array->item_bytes == 2) {
+        for (int64_t i = 0; i < n; i++) out[i] = at[2 * i] | at[2 * i + 1] << 8;
+    } else if (array->kind == 'i' && array->item_bytes == 4) {
+        memcpy(out, at, (size_t)n * 4);
+        for (int64_t i = 0; i < n; i++) out[i] = out[i] < 0 ? -1 : out[i];
+    } else {
+        for (int64_t i = 0; i < n; i++) out[i] = integer_at(array, first + i);
+    }
 }
 
 void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t value = integer_at(array, first + i);
-        out[i] = value >= 0 && value <= INT32_MAX ? (int32_t)value : -1;
+    widen(array, first, n, out);
+}
+
+void npy_choices(const struct npy *array, int64_t row, int64_t rows, int k, int32_t *out) {
+    widen(array, row * k, rows * k, out);
+    if (array->kind != 'u' || array->item_bytes > 2) return;
+    int32_t most = array->item_bytes == 1 ? UINT8_MAX : UINT16_MAX;
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t *chosen = out + r * k;
+        int padding = 0;
+        while (padding < k && chosen[padding] == most) padding++;
+        for (int j = 0; padding == k && j < k; j++) chosen[j] = -1;
     }
 }
 

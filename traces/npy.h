@@ -25,10 +25,12 @@ struct npy {
 bool npy_bare(const char *dtype, int rank, const int64_t *shape, const unsigned char *bytes,
               size_t len, struct npy *array, struct err *err);
 bool npy_parse(const unsigned char *bytes, size_t len, struct npy *array, struct err *err);
-/* Elements first..first+n-1 of an integer array; ones that do not fit into i32, and 255 / 65535 of
- * 8- and 16-bit unsigned arrays (padding), become -1. */
+/* Elements first..first+n-1 of an integer array; ones that do not fit into i32 become -1. */
 void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out);
-/* The same of a real array of 2 or 4 bytes an element. */
+/* Rows row..row+rows-1 of k chosen experts, [rows,k]. A row that is nothing but 255 (u8) or 65535
+ * (u16) is padding and becomes -1s; a single 255 is an expert, for there are models of 256. */
+void npy_choices(const struct npy *array, int64_t row, int64_t rows, int k, int32_t *out);
+/* Elements of a real array of 2 or 4 bytes an element. */
 void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out);
 
 #endif
