@@ -9,8 +9,7 @@
     X(safetensors)                                                                                 \
     X(csv)                                                                                         \
     X(trtllm)                                                                                      \
-    X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe) X(olmoe)          \
-        X(routed)
+    X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe) X(olmoe) X(routed)
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \
