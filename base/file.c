@@ -100,6 +100,7 @@ void file_unmap(struct file_map *map) {
 }
 
 void file_drop(const struct file_map *map, size_t offset, size_t bytes) {
+    if (map->copied) return;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)map->data + offset;
     uintptr_t begin = (start + page - 1) / page * page, end = (start + bytes) / page * page;
     if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);

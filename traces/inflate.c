@@ -87,7 +87,9 @@ char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *
 
 char *inflate_head(const char *path, size_t max_bytes, size_t *len, struct err *err) {
     char *text = read_text(path, max_bytes, len, err);
-    if (text && *len > max_bytes) text[*len = max_bytes] = '\0';
+    if (!text || *len <= max_bytes) return text;
+    *len = max_bytes;
+    text[max_bytes] = '\0';
     return text;
 }
 
