@@ -49,6 +49,7 @@ static int layer_number(const char *name, const char *suffix) {
     char *end;
     long n = strtol(name + 7, &end, 10);
     bool digits = name[7] >= '0' && name[7] <= '9' && n <= 1000000;
+    if (name[7] == '0' && name[8] != '.') return -1; /* "03": parts are looked for as "3" */
     return digits && *end == '.' && strcmp(end + 1, suffix) == 0 ? (int)n : -1;
 }
 
