@@ -16,6 +16,7 @@
     X(show)                                                                                        \
     X(sql)                                                                                         \
     X(check)                                                                                       \
+    X(merge)                                                                                       \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \
     X(throughput)                                                                                  \

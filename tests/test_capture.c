@@ -1,5 +1,6 @@
 /* test_capture.c - `steelyard capture` from outside: parity, resume after kill -9, refusals, thread
  * counts; and `export`, `import`, `show` on what it made */
+#include "tests/support_program.h"
 #include "tests/test.h"
 
 #include <math.h>
@@ -22,59 +23,6 @@
 
 /* ---- helpers */
 
-/* Runs `steelyard ARGUMENTS`, returns its exit status; errors (if not NULL) gets stderr, owned. */
-static int program(char **errors, const char *format, ...) {
-    struct str command = {0};
-    char arguments[2000];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(arguments, sizeof arguments, format, list);
-    va_end(list);
-    str_printf(&command, "%s %s", test_program(), arguments);
-    int status = test_run(command.data, NULL, errors);
-    str_free(&command);
-    return status;
-}
-
-static void runs(const char *format, ...) {
-    char arguments[2000], *errors;
-    va_list list;
-    va_start(list, format);
-    vsnprintf(arguments, sizeof arguments, format, list);
-    va_end(list);
-    if (program(&errors, "%s", arguments) != 0) fail_msg("steelyard %s: %s", arguments, errors);
-    free(errors);
-}
-
-/* Fails with this status, and says `expected`. */
-static void refuses(int status, const char *expected, const char *format, ...) {
-    char arguments[2000], *errors;
-    va_list list;
-    va_start(list, format);
-    vsnprintf(arguments, sizeof arguments, format, list);
-    va_end(list);
-    int found = program(&errors, "%s", arguments);
-    if (found != status || !strstr(errors, expected))
-        fail_msg("steelyard %s: exit %d, '%s' lacks '%s'", arguments, found, errors, expected);
-    free(errors);
-}
-
-/* All content as text. */
-static char *dump(const char *path) {
-    char command[600], *out;
-    snprintf(command, sizeof command, "sqlite3 %s .dump", path);
-    assert_int_equal(test_run(command, &out, NULL), 0);
-    return out;
-}
-
-static void same_content(const char *a, const char *b) {
-    char *x = dump(a), *y = dump(b);
-    assert_true(strlen(x) > 10000);
-    if (strcmp(x, y) != 0) fail_msg("%s and %s differ", a, b);
-    free(x);
-    free(y);
-}
-
 static const char *folder;
 static char path_storage[8][512];
 /* A path in the test's folder; 8 of them in turn. */
@@ -88,19 +36,6 @@ static const char *at(const char *name) {
 static void write_file(const char *path, const char *text) {
     struct err err = {0};
     test_ok(file_write(path, text, strlen(text), &err), &err);
-}
-
-/* `lines` documents of `tokens` ids each. */
-static void write_ids(const char *path, int lines, int tokens) {
-    struct rng rng;
-    struct str text = {0};
-    struct err err = {0};
-    rng_init(&rng, 5);
-    for (int i = 0; i < lines; i++)
-        for (int t = 0; t < tokens; t++)
-            str_printf(&text, "%d%c", (int)rng_below(&rng, 320), t + 1 < tokens ? ' ' : '\n');
-    test_ok(file_write(path, text.data, text.len, &err), &err);
-    str_free(&text);
 }
 
 static int begin(void **state) {
@@ -185,7 +120,7 @@ static void a_capture_agrees_with_the_published_implementation(void **state) {
 static void replaying_the_native_gate_gives_the_live_choices_bit_for_bit(void **state) {
     (void)state;
     struct err err = {0};
-    write_ids(at("ids.txt"), 5, 300);
+    write_ids(at("ids.txt"), 5, 300, 5);
     runs("capture " MODEL " --ids %s --out %s --pass-tokens 700 --context 200", at("ids.txt"),
          at("run.db"));
     struct trace *trace = trace_open(at("run.db"), &err);
@@ -219,7 +154,7 @@ static void replaying_the_native_gate_gives_the_live_choices_bit_for_bit(void **
 
 static void threads_and_texts_of_any_count_give_the_same_content(void **state) {
     (void)state;
-    write_ids(at("ids.txt"), 7, 150);
+    write_ids(at("ids.txt"), 7, 150, 5);
     for (int threads = 1; threads <= 4; threads *= 2)
         runs("capture " MODEL " --ids %s --out %s%d --threads %d --pass-tokens 400", at("ids.txt"),
              at("run"), threads, threads);
@@ -264,7 +199,7 @@ static void a_text_is_a_document_whose_domain_is_its_name(void **state) {
 static void max_tokens_and_context_cut(void **state) {
     (void)state;
     struct err err = {0};
-    write_ids(at("ids.txt"), 3, 100);
+    write_ids(at("ids.txt"), 3, 100, 5);
     runs("capture " MODEL " --ids %s --out %s --max-tokens 130 --context 40", at("ids.txt"),
          at("run.db"));
     struct trace *trace = trace_open(at("run.db"), &err);
@@ -313,7 +248,7 @@ static void a_capture_killed_fifty_times_resumes_to_the_same_content(void **stat
     int killed = 0, finished = 0;
     int64_t tokens = 0;
     rng_init(&rng, 11);
-    write_ids(at("ids.txt"), 40, 100);
+    write_ids(at("ids.txt"), 40, 100, 5);
     runs("capture " MODEL " --ids %s --out %s --pass-tokens 100 --threads 2", at("ids.txt"),
          at("whole.db"));
     while (killed < 50) {
@@ -343,7 +278,7 @@ static void a_capture_killed_fifty_times_resumes_to_the_same_content(void **stat
 
 static void a_resume_with_other_input_is_refused(void **state) {
     (void)state;
-    write_ids(at("ids.txt"), 3, 50);
+    write_ids(at("ids.txt"), 3, 50, 5);
     runs("capture " MODEL " --ids %s --out %s", at("ids.txt"), at("run.db"));
     runs("capture " MODEL " --ids %s --out %s --resume", at("ids.txt"), at("run.db"));
     char *before = dump(at("run.db"));
@@ -383,7 +318,7 @@ static void bad_input_is_refused_without_leaving_a_file(void **state) {
                 at(cases[i].name), at("run.db"));
         assert_false(file_exists(at("run.db")));
     }
-    write_ids(at("ids.txt"), 2, 20);
+    write_ids(at("ids.txt"), 2, 20, 5);
     char *ignored;
     char line[600];
     snprintf(line, sizeof line, "rm -f %s; mkfifo %s", at("pipe"), at("pipe"));
@@ -408,7 +343,7 @@ static void bad_input_is_refused_without_leaving_a_file(void **state) {
 
 static void an_existing_output_needs_force(void **state) {
     (void)state;
-    write_ids(at("ids.txt"), 2, 20);
+    write_ids(at("ids.txt"), 2, 20, 5);
     write_file(at("run.db"), "precious");
     refuses(1, "exists already", "capture " MODEL " --ids %s --out %s", at("ids.txt"),
             at("run.db"));
@@ -430,7 +365,7 @@ static void an_existing_output_needs_force(void **state) {
 static void a_full_disk_is_one_clear_error_and_resumable(void **state) {
     (void)state;
     char line[1200], *errors;
-    write_ids(at("ids.txt"), 40, 100);
+    write_ids(at("ids.txt"), 40, 100, 5);
     runs("capture " MODEL " --ids %s --out %s --pass-tokens 100", at("ids.txt"), at("whole.db"));
     /* a limit on the size of a file stands for the full disk; the signal is ignored, writes fail */
     static const int limits[] = {1, 20, 200, 700, 1200};
@@ -461,7 +396,7 @@ static void check_finds_what_is_wrong(void **state) {
         {"UPDATE capture SET model = 'other'", "identity"},
         {"UPDATE token SET document = 1 WHERE token = 0", "token rows in order"}};
     char line[1200], *out;
-    write_ids(at("ids.txt"), 4, 90);
+    write_ids(at("ids.txt"), 4, 90, 5);
     for (int i = -1; i < (int)(sizeof damages / sizeof *damages); i++) {
         runs("capture " MODEL " --ids %s --out %s --force --pass-tokens 90", at("ids.txt"),
              at("run.db"));
@@ -482,7 +417,7 @@ static void check_finds_what_is_wrong(void **state) {
 
 static void export_import_export_is_the_identity(void **state) {
     (void)state;
-    write_ids(at("ids.txt"), 4, 90);
+    write_ids(at("ids.txt"), 4, 90, 5);
     runs("capture " MODEL " --ids %s --out %s --context 32", at("ids.txt"), at("run.db"));
     runs("export %s --to safetensors --out %s", at("run.db"), at("a.safetensors"));
     runs("import %s --from safetensors --out %s", at("a.safetensors"), at("again.db"));

@@ -20,6 +20,7 @@
 #include "base/str.h"
 #include "embed.h"
 #include "traces/internal.h"
+#include "traces/same.h"
 
 enum { BLOCK_TARGET_BYTES = 512 << 10, BLOCK_MIN_TOKENS = 16, BLOCK_MOST_TOKENS = 4096 };
 
@@ -240,74 +241,7 @@ static bool fill_new(struct trace *trace, const struct trace_setup *setup, struc
            trace_insert_setup(db, setup, "trace", identity, err) && db_exec(db, "COMMIT", err);
 }
 
-/* ---- resuming: the recorded setup must be the one asked for */
-
-static bool differs(struct trace *trace, struct err *err, const char *what, const char *found,
-                    const char *expected) {
-    return err_set(err, ERR_DATA, "%s: cannot resume: %s: found %.120s, expected %.120s",
-                   trace->db.path, what, *found ? found : "''", *expected ? expected : "''");
-}
-
-static bool same_text(struct trace *trace, const char *what, const char *found,
-                      const char *expected, struct err *err) {
-    return strcmp(found, expected) == 0 || differs(trace, err, what, found, expected);
-}
-
-static bool same_int(struct trace *trace, const char *what, int64_t found, int64_t expected,
-                     struct err *err) {
-    char a[32], b[32];
-    snprintf(a, sizeof a, "%lld", (long long)found);
-    snprintf(b, sizeof b, "%lld", (long long)expected);
-    return found == expected || differs(trace, err, what, a, b);
-}
-
-static bool same_layer(struct trace *trace, const struct trace_layer *a,
-                       const struct trace_layer *b, struct err *err) {
-    char what[64], x[GATE_TEXT_BYTES] = "none", y[GATE_TEXT_BYTES] = "none";
-    snprintf(what, sizeof what, "gate of layer %d", b->layer);
-    if (a->has_gate) gate_print(&a->gate, x);
-    if (b->has_gate) gate_print(&b->gate, y);
-    if (!same_int(trace, "layer", a->layer, b->layer, err) ||
-        !same_int(trace, "experts", a->experts, b->experts, err) ||
-        !same_text(trace, "holds", trace_holds_name(a->holds), trace_holds_name(b->holds), err) ||
-        !same_text(trace, what, x, y, err))
-        return false;
-    bool same =
-        !a->bias == !b->bias && (!a->bias || memcmp(a->bias, b->bias, (size_t)a->experts * 4) == 0);
-    snprintf(what, sizeof what, "bias of layer %d", b->layer);
-    return same || differs(trace, err, what, "other values", "those of the model");
-}
-
-static bool same_document(struct trace *trace, const struct trace_document *a,
-                          const struct trace_document *b, struct err *err) {
-    char what[64];
-    snprintf(what, sizeof what, "sha256 of document %.40s", file_name(b->source));
-    return same_text(trace, "document", a->source, b->source, err) &&
-           same_text(trace, "domain", a->domain, b->domain, err) &&
-           same_text(trace, what, a->sha256, b->sha256, err) &&
-           same_int(trace, "tokens of a document", a->tokens, b->tokens, err);
-}
-
-static bool same_setup(struct trace *trace, const struct trace_setup *setup, struct err *err) {
-#define X(member)                                                                                  \
-    if (!same_text(trace, #member, trace->capture.member, setup->capture.member, err)) return false;
-    CAPTURE_TEXTS(X)
-#undef X
-#define X(member)                                                                                  \
-    if (!same_int(trace, #member, trace->capture.member, setup->capture.member, err)) return false;
-    CAPTURE_INTS(X)
-#undef X
-    if (!same_text(trace, "store", trace_store_name(trace->capture.store),
-                   trace_store_name(setup->capture.store), err) ||
-        !same_int(trace, "layers", trace->layer_count, setup->layer_count, err) ||
-        !same_int(trace, "documents", trace->document_count, setup->document_count, err))
-        return false;
-    for (int r = 0; r < setup->layer_count; r++)
-        if (!same_layer(trace, &trace->layers[r], &setup->layers[r], err)) return false;
-    for (int64_t d = 0; d < setup->document_count; d++)
-        if (!same_document(trace, &trace->documents[d], &setup->documents[d], err)) return false;
-    return true;
-}
+/* ---- resuming */
 
 /* A killed creation may have left a file without any table. */
 static bool open_or_fill(struct trace *trace, const char *path, const struct trace_setup *setup,
@@ -319,7 +253,9 @@ static bool open_or_fill(struct trace *trace, const char *path, const struct tra
     if (objects == 0 ? !fill_new(trace, setup, err) : !db_check_schema(&trace->db, err))
         return false;
     if (!trace_load(trace, err)) return false;
-    return !resume || objects == 0 || same_setup(trace, setup, err);
+        const struct same same = {trace->db.path, "cannot resume"};
+    const struct trace_setup recorded = trace_as_setup(trace);
+    return !resume || objects == 0 || same_setup(&same, &recorded, setup, err);
 }
 
 static bool prepare_statements(struct trace *trace, struct err *err) {

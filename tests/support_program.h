@@ -1,0 +1,22 @@
+/* support_program.h - runs the program under test, and compares what it wrote */
+#ifndef TESTS_SUPPORT_PROGRAM_H
+#define TESTS_SUPPORT_PROGRAM_H
+
+#include "base/err.h"
+
+/* Runs `steelyard ARGUMENTS`, returns its exit status; errors (if not NULL) gets stderr, owned. */
+int program(char **errors, const char *format, ...) ERR_PRINTF(2, 3);
+/* Must succeed. */
+void runs(const char *format, ...) ERR_PRINTF(1, 2);
+/* Must fail with this status, and say `expected`. */
+void refuses(int status, const char *expected, const char *format, ...) ERR_PRINTF(3, 4);
+
+/* All content of a database as text, owned. */
+char *dump(const char *path);
+/* The same content, row for row. */
+void same_content(const char *a, const char *b);
+
+/* An ids file: `lines` documents of `tokens` random ids below 320 each. */
+void write_ids(const char *path, int lines, int tokens, unsigned seed);
+
+#endif
