@@ -253,7 +253,7 @@ static bool open_or_fill(struct trace *trace, const char *path, const struct tra
     if (objects == 0 ? !fill_new(trace, setup, err) : !db_check_schema(&trace->db, err))
         return false;
     if (!trace_load(trace, err)) return false;
-        const struct same same = {trace->db.path, "cannot resume"};
+    const struct same same = {trace->db.path, "cannot resume"};
     const struct trace_setup recorded = trace_as_setup(trace);
     return !resume || objects == 0 || same_setup(&same, &recorded, setup, err);
 }
