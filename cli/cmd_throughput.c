@@ -60,6 +60,8 @@ static struct throughput_row row_of(const struct throughput_request *q, const st
         .context = q->moe_only ? NAN : p->context,
         .load = p->load.name,
         .load_distance = cell->distance,
+        .bias_rule = routed_bias_rule(routed, p->variant),
+        .bias_rate = routed_bias_rate(routed, p->variant),
         .phase = serving_phase_name(p->phase),
         .tokens_per_rank = p->tokens_per_rank,
         .layer = l->layer,

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "cli/studies.h"
+#include "cli/worth.h"
 #include "plots/plot.h"
 #include "plots/report.h"
 #include "router/gate.h"
@@ -315,6 +316,21 @@ static bool put_subject(const struct subject *subjects, int count, int i, struct
     return ok;
 }
 
+/* What gate, bias rate and placement are worth in tokens/s, where a run has said so. */
+static bool put_worth(const struct subject *subject, struct str *html, struct err *err) {
+    struct worth worth;
+    if (!worth_read(subject, &worth, err)) return false;
+    const char *lines[WORTH_LINES];
+    for (int i = 0; i < worth.count; i++) lines[i] = str_text(&worth.line[i]);
+    if (worth.count > 0) {
+        report_section(html, "worth", "What it is worth in tokens per second");
+        report_list(html, lines, worth.count);
+        report_section_end(html);
+    }
+    worth_free(&worth);
+    return true;
+}
+
 static bool put_body(const struct subject *subjects, int count, const struct table *findings,
                      const struct drawn *drawn, struct str *html, struct err *err) {
     const char *items[8];
@@ -324,7 +340,7 @@ static bool put_body(const struct subject *subjects, int count, const struct tab
     report_section(html, "findings", "Findings");
     report_list(html, items, n);
     report_section_end(html);
-    bool ok = true;
+    bool ok = put_worth(&subjects[0], html, err);
     for (int i = 0; ok && i < count; i++) ok = put_subject(subjects, count, i, html, err);
     if (!ok) return false;
     put_figures(drawn, html);

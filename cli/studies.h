@@ -74,6 +74,9 @@ bool figure_add(struct figure *figure, struct table *table);
     X(throughput_ranks)                                                                            \
     X(throughput_regimes)                                                                          \
     X(throughput_layers)                                                                           \
+    X(throughput_replicas)                                                                         \
+    X(throughput_staleness)                                                                        \
+    X(traffic)                                                                                     \
     X(models)
 /* study_load_map(...) and so on, in study_gates.c, study_bias.c and study_domains.c */
 #define X(name)                                                                                    \

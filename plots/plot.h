@@ -27,6 +27,9 @@
     X(throughput_ranks)                                                                            \
     X(throughput_regimes)                                                                          \
     X(throughput_layers)                                                                           \
+    X(throughput_replicas)                                                                         \
+    X(throughput_staleness)                                                                        \
+    X(traffic)                                                                                     \
     X(models)
 
 /* X(enum, name) */

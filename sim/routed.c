@@ -1,6 +1,7 @@
 /* routed.c - choices of all tokens at one layer, routed again or as recorded */
 #include "sim/routed.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/arena.h"
@@ -66,6 +67,14 @@ void routed_free(struct routed *routed) {
 
 const char *routed_label(const struct routed *routed, int variant) {
     return routed->scores ? routed->set.variant[variant].label : "native";
+}
+
+const char *routed_bias_rule(const struct routed *routed, int variant) {
+    return routed->scores ? routed->set.variant[variant].rule : "";
+}
+
+double routed_bias_rate(const struct routed *routed, int variant) {
+    return routed->scores ? routed->set.variant[variant].rate : (double)NAN;
 }
 
 int routed_topk(const struct routed *routed, int variant, int layer) {

@@ -33,6 +33,9 @@ void routed_free(struct routed *routed);
 
 /* Short name of a variant (from 0), for legends; borrowed. */
 const char *routed_label(const struct routed *routed, int variant);
+/* The bias rule's name and rate (NaN: none); a trace of ids does not know them ("", NaN). */
+const char *routed_bias_rule(const struct routed *routed, int variant);
+double routed_bias_rate(const struct routed *routed, int variant);
 int routed_topk(const struct routed *routed, int variant, int layer);
 
 /* expert[T,k] <- the choices at router index `layer`, in token order. Thread-safe for different

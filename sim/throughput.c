@@ -103,8 +103,7 @@ static bool keep_loads(struct throughput_run *run, int layers, struct err *err) 
         several |= strcmp(run->cells[i].point.load.name, run->cells[0].point.load.name) != 0;
     for (int i = 0; several && i < run->count; i++) {
         struct throughput_cell *cell = &run->cells[i];
-        if (cell->point.variant != 0 || load_cell(run, cell, cell->point.load.name) != cell)
-            continue;
+        if (load_cell(run, cell, cell->point.load.name) != cell) continue;
         cell->profile = calloc((size_t)layers * (size_t)cell->experts, sizeof *cell->profile);
         if (!cell->profile) return err_memory(err, "loads");
     }

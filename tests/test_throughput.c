@@ -345,6 +345,96 @@ static void the_previous_window_knows_nothing_at_first_and_costs_moves(void **st
     throughput_free(&stale);
 }
 
+/* ---- loads that no trace made */
+
+static void made_choices_have_the_loads_of_their_law(void **state) {
+    (void)state;
+    static const char *const loads[] = {"uniform", "balanced", "power_law_1.2", "power_law_0.6"};
+    const struct load_group group = {32, 4, 8, 512, 0};
+    uint16_t *expert = malloc(512 * 4 * sizeof *expert), *again = malloc(512 * 4 * sizeof *again);
+    struct arena arena;
+    struct err err = {0};
+    arena_init(&arena, "test");
+    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++) {
+        struct load_choice load;
+        test_ok(load_choice_find(loads[i], &load, &err), &err);
+        test_ok(choices_make(&load, &group, 7, expert, &arena, &err), &err);
+        int32_t n[32] = {0}, drawn[32];
+        double scratch[32];
+        for (int t = 0; t < 512; t++)
+            for (int j = 0; j < 4; j++) {
+                assert_true(expert[t * 4 + j] < 32);
+                n[expert[t * 4 + j]]++;
+                for (int l = 0; l < j; l++)
+                    assert_int_not_equal(expert[t * 4 + j], expert[t * 4 + l]);
+            }
+        if (load.source == LOAD_OF_LAW) { /* exactly the counts of the law's draw */
+            struct rng rng;
+            rng_init(&rng, 7);
+            load_draw(&load.law, &group, &rng, drawn, scratch);
+            assert_memory_equal(n, drawn, sizeof n);
+        } else { /* mean 64, standard deviation 7.5 */
+            for (int e = 0; e < 32; e++) assert_in_range(n[e], 28, 100);
+        }
+        arena_reset(&arena);
+        test_ok(choices_make(&load, &group, 7, again, &arena, &err), &err);
+        assert_memory_equal(expert, again, 512 * 4 * sizeof *expert);
+    }
+    struct load_choice load;
+    assert_false(load_choice_find("power_law_x", &load, &err));
+    assert_false(load_choice_find("power_law_1.2_eplb", &load, &err));
+    assert_false(load_choice_find("zipf", &load, &err));
+    arena_free(&arena);
+    free(expert);
+    free(again);
+}
+
+static void loads_are_compared_with_the_trace_and_traffic_is_conserved(void **state) {
+    (void)state;
+    static const char *const loads[] = {"trace", "resampled", "uniform", "balanced",
+                                        "power_law_1.2"};
+    enum { LOADS = sizeof loads / sizeof *loads, R = 8, TOKENS = 32 };
+    struct throughput_point asked[LOADS];
+    struct err err = {0};
+    for (int i = 0; i < LOADS; i++) {
+        asked[i] = (struct throughput_point){.ranks = R, .tokens_per_rank = TOKENS, .context = 1};
+        test_ok(load_choice_find(loads[i], &asked[i].load, &err), &err);
+    }
+    struct trace *trace = trace_open(world_trace("throughput", TRACE_SCORES), &err);
+    test_ok(trace != NULL, &err);
+    struct routed routed;
+    const struct variant_lists lists = {0};
+    test_ok(routed_open(&routed, trace, &lists, &err), &err);
+    struct throughput_options o = options_for(2);
+    struct throughput_run run;
+    test_ok(throughput_run(&run, &routed, asked, LOADS, &o, NULL, &err), &err);
+    for (int i = 0; i < LOADS; i++) {
+        const struct throughput_cell *c = &run.cells[i];
+        double shares = 0, copies = 0;
+        for (int e = 0; e < EXPERTS; e++) {
+            shares += c->profile[e];
+            if (e > 0) assert_true(c->profile[e] <= c->profile[e - 1]);
+        }
+        test_near(shares, 1, 1e-12);
+        if (i == 0)
+            test_near(c->distance, 0, 0);
+        else
+            assert_true(c->distance > 0 && c->distance < 1);
+        for (int r = 0; r < R * R; r++) copies += c->traffic[r];
+        assert_true(copies >= R * TOKENS && copies <= R * TOKENS * TOPK);
+    }
+    /* the balanced law against itself; and the trace against the loads by hand */
+    test_near(run.cells[3].step.experts_ms, run.cells[3].step.balanced_ms, 1e-9);
+    double sum = 0;
+    for (int e = 0; e < EXPERTS * LAYERS; e++)
+        sum += fabs(run.cells[0].profile[e] - run.cells[3].profile[e]);
+    test_near(run.cells[3].distance, sum / 2 / LAYERS, 1e-12);
+    assert_true(run.cells[1].distance < run.cells[4].distance);
+    throughput_free(&run);
+    routed_free(&routed);
+    trace_free(trace);
+}
+
 static int command(const char *arguments, char **out, char **errors) {
     char line[2000];
     snprintf(line, sizeof line, "%s throughput %s", test_program(), arguments);
@@ -381,16 +471,78 @@ static void command_fills_both_views(void **state) {
     trace_free(trace);
     free(out);
     free(errors);
-    static const char *const figures[] = {"ranks", "regimes", "layers"};
-    for (int i = 0; i < 3; i++) {
-        snprintf(line, sizeof line,
-                 "%s plot %s throughput_%s --out build/test-out/throughput_%s.svg --force",
+    static const char *const figures[] = {"throughput_ranks", "throughput_regimes",
+                                          "throughput_layers", "throughput_replicas", "traffic"};
+    for (int i = 0; i < 5; i++) {
+        snprintf(line, sizeof line, "%s plot %s %s --out build/test-out/%s.svg --force",
                  test_program(), path, figures[i], figures[i]);
         if (test_run(line, &out, &errors) != 0) fail_msg("%s: %s", figures[i], errors);
         assert_true(strlen(out) > 60); /* a caption with what was found */
         free(out);
         free(errors);
     }
+}
+
+static double first_number(const struct trace *trace, const char *query) {
+    struct err err = {0};
+    struct table *t = trace_sql(trace, query, &err);
+    test_ok(t != NULL, &err);
+    double number = table_number(t, 0, 0);
+    table_free(t);
+    return number;
+}
+
+static void lists_make_cells_and_the_report_says_what_they_are_worth(void **state) {
+    (void)state;
+    char line[1400], *out, *errors;
+    struct err err = {0};
+    const char *path = world_trace("throughput", TRACE_SCORES), *folder = test_folder("worth");
+    snprintf(
+        line, sizeof line,
+        "%s --hidden 4096 --inter 2048 --ranks 4 --tokens 32 --concurrency 16 --replicas 0,8 "
+        "--load trace,resampled,balanced --context 1000,2000 --learn whole,previous,domain=code "
+        "--refresh 1,2 --bias-rule none,sign --bias-rate 0.001,0.1 --csv",
+        path);
+    if (command(line, &out, &errors) != 0) fail_msg("%s", errors);
+    assert_non_null(strstr(errors, "of the trace's choices would have to go to other experts"));
+    free(out);
+    free(errors);
+    struct trace *trace = trace_open(path, &err);
+    /* 2 phases x 2 placements x 2 replicas x 2 contexts x (1 + 2 + 1) learnings */
+    test_near(first_number(trace, "SELECT count(*) FROM throughput WHERE layer IS NULL AND load = "
+                                  "'balanced'"),
+              64, 0);
+    test_near(first_number(trace, "SELECT count(DISTINCT variant) FROM throughput WHERE load = "
+                                  "'trace'"),
+              first_number(trace, "SELECT max(variant) FROM throughput"), 0);
+    test_near(first_number(trace, "SELECT count(*) FROM throughput WHERE (refresh IS NULL) = "
+                                  "(learnt = 'previous')"),
+              0, 0);
+    test_near(first_number(trace, "SELECT count(*) FROM throughput WHERE load_distance IS NULL"), 0,
+              0);
+    assert_true(first_number(trace, "SELECT min(copies) FROM (SELECT sum(copies) AS copies FROM "
+                                    "traffic_map GROUP BY cell)") >= 64 * LAYERS);
+    trace_free(trace);
+    snprintf(line, sizeof line, "%s plot %s throughput_staleness --out %s/a.svg", test_program(),
+             path, folder);
+    if (test_run(line, &out, &errors) != 0) fail_msg("%s", errors);
+    assert_non_null(strstr(out, "validated median error"));
+    free(out);
+    free(errors);
+    snprintf(line, sizeof line, "%s report %s --out %s/page --force", test_program(), path, folder);
+    if (test_run(line, &out, &errors) != 0) fail_msg("%s", errors);
+    free(out);
+    free(errors);
+    size_t len;
+    snprintf(line, sizeof line, "%s/page/report.html", folder);
+    char *page = file_read(line, 1 << 26, &len, &err);
+    test_ok(page != NULL, &err);
+    static const char *const said[] = {
+        "What it is worth in tokens per second", "the bias rate is worth", "the placement is worth",
+        "redundant experts are worth",           "validated median error", "the gate is worth"};
+    for (int i = 0; i < 6; i++)
+        if (!strstr(page, said[i])) fail_msg("not said: %s", said[i]);
+    free(page);
 }
 
 static void bad_requests_are_refused_and_change_nothing(void **state) {
@@ -406,6 +558,9 @@ static void bad_requests_are_refused_and_change_nothing(void **state) {
                  {"--hidden 64 --inter 64 --placement best", 2, "found \"best\""},
                  {"--hidden 64 --inter 64 --phase lunch", 2, "found \"lunch\""},
                  {"--hidden 64 --inter 64 --learn domain=x", 2, "domain=x"},
+                 {"--hidden 64 --inter 64 --load zipf", 2, "found \"zipf\""},
+                 {"--hidden 64 --inter 64 --context 0", 2, "--context"},
+                 {"--hidden 64 --inter 64 --refresh 0", 2, "--refresh"},
                  {"--hidden 64 --inter 64 --replica-choice x", 2, "replica choice"},
                  {"--hidden 64 --inter 64 --tokens 99999999", 2, "--tokens"}};
     const char *path = world_trace("throughput", TRACE_SCORES);
@@ -440,7 +595,10 @@ int test_throughput(void) {
         cmocka_unit_test(ids_and_scores_of_the_same_choices_cost_the_same),
         cmocka_unit_test(cells_obey_their_bounds),
         cmocka_unit_test(the_previous_window_knows_nothing_at_first_and_costs_moves),
+        cmocka_unit_test(made_choices_have_the_loads_of_their_law),
+        cmocka_unit_test(loads_are_compared_with_the_trace_and_traffic_is_conserved),
         cmocka_unit_test(command_fills_both_views),
+        cmocka_unit_test(lists_make_cells_and_the_report_says_what_they_are_worth),
         cmocka_unit_test(bad_requests_are_refused_and_change_nothing)};
     return cmocka_run_group_tests(tests, make_world, free_world);
 }

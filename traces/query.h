@@ -29,6 +29,10 @@
     X(study_throughput_ranks)                                                                      \
     X(study_throughput_regimes)                                                                    \
     X(study_throughput_layers)                                                                     \
+    X(study_throughput_replicas)                                                                   \
+    X(study_throughput_staleness)                                                                  \
+    X(study_traffic)                                                                               \
+    X(throughput_worth)                                                                            \
     X(study_variants)                                                                              \
     X(study_load_map)                                                                              \
     X(study_load_curve)                                                                            \

@@ -44,7 +44,9 @@ CREATE TABLE IF NOT EXISTS result_throughput ( -- one cell at one layer, or its 
   refresh         INTEGER,          -- batches between refreshes of a placement learnt on previous ones; else NULL
   context         REAL,             -- tokens that attention looks at; NULL: not counted
   load            TEXT NOT NULL,    -- trace, or what its load is compared with: resampled, uniform, balanced, power_law_A
-  load_distance   REAL              -- share of the trace's choices that would have to go elsewhere to make this load; 0 = the trace
+  load_distance   REAL,             -- share of the trace's choices that would have to go elsewhere to make this load; 0 = the trace
+  bias_rule       TEXT NOT NULL,    -- of the variant
+  bias_rate       REAL              -- NULL: the rule has none
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS result_placement ( -- what lies where, after the last refresh
@@ -71,7 +73,8 @@ CREATE VIEW IF NOT EXISTS throughput AS -- One row per cell and layer; layer NUL
   SELECT variant, cluster, ranks, placement, replicas, phase, tokens_per_rank, layer, time_ms, tokens_per_s,
          slowdown, regime, comm_share, error_pct, against_balanced, gate, replica_choice, learnt, experts_ms,
          comm_ms, move_ms, rest_ms, rank_max, rank_mean, active_max, straggler, dropped, batches, repeats,
-         extrapolated, refresh, context, load, load_distance, cell
+         extrapolated, refresh, context, load, load_distance, bias_rule,
+         bias_rate, cell
     FROM result_throughput;
 
 CREATE VIEW IF NOT EXISTS placement_map AS -- Which expert each slot of each rank holds.

@@ -78,7 +78,8 @@ static bool record_run(struct throughput_writer *w, const char *identity,
 static bool prepare(struct throughput_writer *w, struct err *err) {
     w->row = db_prepare(&w->db,
                         "INSERT INTO result_throughput VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                        "?, ?)",
                         err);
     w->placement =
         w->row ? db_prepare(&w->db, "INSERT INTO result_placement VALUES (?, ?, ?, ?, ?)", err)
@@ -143,6 +144,8 @@ bool throughput_row(struct throughput_writer *writer, const struct throughput_ro
     bind_real(row, ++at, r->context);
     bind_text(row, ++at, r->load);
     bind_real(row, ++at, r->load_distance);
+    bind_text(row, ++at, r->bias_rule);
+    bind_real(row, ++at, r->bias_rate);
     return db_run(&writer->db, row, err);
 }
 

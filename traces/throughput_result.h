@@ -29,6 +29,8 @@ struct throughput_row {
     double context;
     const char *load;
     double load_distance;
+    const char *bias_rule;
+    double bias_rate;
     int64_t tokens_per_rank;
     int layer;
     double time_ms, tokens_per_s, slowdown, against_balanced;
