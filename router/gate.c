@@ -4,6 +4,7 @@
  * key. Later items override earlier ones, so that a preset can be amended. */
 #include "router/gate.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,10 @@ static const char *const order_names[] = {GATE_ORDERS(X) NULL};
 static const char *const norm_names[] = {GATE_NORMS(X) NULL};
 static const char *const fn_names[] = {GATE_FNS(X) NULL};
 static const char *const dtype_names[] = {GATE_DTYPES(X) NULL};
+static const char *const assign_names[] = {GATE_ASSIGNS(X) NULL};
+static const char *const drop_names[] = {GATE_DROPS(X) NULL};
+static const char *const turn_names[] = {GATE_TURNS(X) NULL};
+static const char *const rounding_names[] = {GATE_ROUNDINGS(X) NULL};
 #undef X
 
 const struct gate_preset gate_presets[] = {
@@ -47,6 +52,18 @@ const struct gate_preset gate_presets[] = {
     {"phimoe", "softmax,fn=sparsemixer:0.01,topk=2,norm=none",
      "arXiv 2409.12136; transformers phimoe, evaluation"},
     {"switch", "softmax,topk=1,norm=none", "arXiv 2101.03961 sec. 2.1"},
+    {"switch-train", "softmax,topk=1,norm=none,capacity=1.25:position,round=floor",
+     "arXiv 2101.03961 eq. 3; Mesh-TensorFlow moe.py"},
+    {"gshard", "softmax,topk=2,norm=sum:1e-9,capacity=1:position,round=floor",
+     "arXiv 2006.16668 Algorithm 1, C = 2T/E; second choices always kept, not at random"},
+    {"v-moe", "softmax,topk=2,norm=none,capacity=1.05:priority,round=nearest",
+     "arXiv 2106.05974 sec. 2.3 and 4, batch prioritized routing"},
+    {"expert-choice", "softmax,assign=expert,topk=2,norm=none,capacity=1",
+     "arXiv 2202.09368 sec. 3.2, capacity factor c = topk"},
+    {"base", "sigmoid,assign=base,order=topk-score,topk=1,norm=none",
+     "arXiv 2103.16716 eq. 1-4 (training)"},
+    {"megatron-sinkhorn", "sigmoid,assign=sinkhorn:0.0001,topk=1,norm=none",
+     "Megatron-LM router.py sinkhorn_load_balancing (training)"},
     {NULL, NULL, NULL}};
 
 /* ---- reading */
@@ -233,6 +250,55 @@ static bool read_fn(struct gate *gate, char *text, struct err *err) {
     return !argument || read_float("fn", argument, 0, &gate->fn_arg, err);
 }
 
+static bool read_assign(struct gate *gate, char *text, struct err *err) {
+    char *tolerance = split_argument(text);
+    char *iterations = tolerance ? split_argument(tolerance) : NULL;
+    int index;
+    int64_t most = SINKHORN_ITERATIONS;
+    if (!read_name("assign", assign_names, text, &index, err)) return false;
+    gate->assign = (enum gate_assign)index;
+    gate->tolerance = SINKHORN_TOLERANCE;
+    if (tolerance && gate->assign != ASSIGN_SINKHORN)
+        return err_set(err, ERR_USAGE, "gate: assign=%s: found an argument, expected none", text);
+    if (tolerance && !read_float("assign=sinkhorn", tolerance, 1e-30, &gate->tolerance, err))
+        return false;
+    if (iterations &&
+        !parse_int(iterations, "gate: assign=sinkhorn: iterations", 1, 1000000, &most, err))
+        return false;
+    gate->iterations = (int)most;
+    return true;
+}
+
+static bool read_capacity(struct gate *gate, char *text, struct err *err) {
+    int drop = DROP_PROB, turn = TURN_CHOICE;
+    gate->capacity = 0;
+    if (strcmp(text, "none") == 0) return true;
+    char *policy = split_argument(text);
+    char *order = policy ? split_argument(policy) : NULL;
+    if (!parse_real(text, "gate: capacity", 0, 1e9, &gate->capacity, err) ||
+        (policy && !read_name("capacity policy", drop_names, policy, &drop, err)) ||
+        (order && !read_name("capacity order", turn_names, order, &turn, err)))
+        return false;
+    if (!(gate->capacity > 0))
+        return err_set(err, ERR_USAGE,
+                       "gate: capacity: found 0, expected a factor above 0, or none");
+    if (order && drop == DROP_PROB)
+        return err_set(err, ERR_USAGE,
+                       "gate: capacity: found order %s with policy prob, expected it with position "
+                       "or priority (dropping by weight serves in no order)",
+                       order);
+    gate->drop = (enum gate_drop)drop;
+    gate->turn = (enum gate_turn)turn;
+    return true;
+}
+
+static bool read_round(struct gate *gate, char *text, struct err *err) {
+    int index;
+    if (!read_name("round", rounding_names, text, &index, err)) return false;
+    gate->rounding = (enum gate_rounding)index;
+    return true;
+}
+
 static bool read_score(struct gate *gate, char *text, struct err *err) {
     int index;
     if (!read_name("score", score_names, text, &index, err)) return false;
@@ -256,9 +322,14 @@ static const struct {
             {"jitter", read_jitter},
             {"topp", read_topp},
             {"threshold", read_threshold},
-            {"cut", read_cut}};
+            {"cut", read_cut},
+            {"assign", read_assign},
+            {"capacity", read_capacity},
+            {"round", read_round}};
 
-#define GATE_KEYS "groups= fill= topk= order= norm= scale= fn= dtype= noise= topp= threshold="
+#define GATE_KEYS                                                                                  \
+    "groups= fill= topk= order= norm= scale= fn= dtype= noise= topp= threshold= assign= "          \
+    "capacity= round="
 
 static bool read_item(struct gate *gate, char *item, struct err *err) {
     char *equals = strchr(item, '=');
@@ -295,6 +366,15 @@ static void canonicalise(struct gate *gate) {
     if (gate->norm == NORM_NONE) gate->norm_arg = 0;
     if (gate->dtype == DTYPE_F32) gate->dtype_logits = false;
     if (gate->cut == CUT_NONE) gate->cut_arg = 0;
+    if (gate->assign != ASSIGN_SINKHORN) {
+        gate->tolerance = 0;
+        gate->iterations = 0;
+    }
+    if (gate->assign == ASSIGN_EXPERT && gate->capacity == 0) gate->capacity = 1;
+    if (gate->capacity == 0 || gate->drop == DROP_PROB) gate->turn = TURN_CHOICE;
+    if (gate->capacity > 0) return;
+    gate->drop = DROP_PROB;
+    gate->rounding = ROUND_CEIL;
 }
 
 static bool check_rounding(const struct gate *gate, struct err *err) {
@@ -338,6 +418,40 @@ static bool check_hash(const struct gate *gate, struct err *err) {
                              fn_names[gate->fn], found);
 }
 
+/* What cannot be joined with an assignment of whole batches. */
+static bool check_assign(const struct gate *gate, struct err *err) {
+    const char *name = assign_names[gate->assign];
+    if (gate->assign == ASSIGN_TOKEN) return true;
+    if (gate->fn != GATE_TABLE)
+        return err_set(err, ERR_USAGE, "gate: assign=%s: found fn=%s, expected fn=table", name,
+                       fn_names[gate->fn]);
+    if (gate->bias)
+        return err_set(err, ERR_USAGE,
+                       "gate: assign=%s: found a correction bias or a bias rule, expected nobias "
+                       "(it balances each batch by itself)",
+                       name);
+    if (gate->groups > 0)
+        return err_set(err, ERR_USAGE,
+                       "gate: assign=%s: found groups, expected groups=none (no published form "
+                       "limits a token's groups there)",
+                       name);
+    if (gate->cut != CUT_NONE)
+        return err_set(err, ERR_USAGE,
+                       "gate: assign=%s: found topp or threshold, expected neither (the batch "
+                       "decides how many experts a token has)",
+                       name);
+    if (gate->assign == ASSIGN_BASE && gate->capacity > 0)
+        return err_set(err, ERR_USAGE,
+                       "gate: assign=base: found a capacity, expected none (its loads are equal: "
+                       "nothing can be dropped)");
+    if (gate->assign == ASSIGN_EXPERT && gate->drop != DROP_PROB)
+        return err_set(err, ERR_USAGE,
+                       "gate: assign=expert: found drop policy %s, expected capacity=F alone (each "
+                       "expert takes its best tokens: nothing is dropped)",
+                       drop_names[gate->drop]);
+    return true;
+}
+
 static bool check_alone(const struct gate *gate, struct err *err) {
     if (gate->topk < 1) return err_set(err, ERR_USAGE, "gate: found no topk=, expected topk=K");
     if (gate->groups > 0 && gate->group_rule == GROUP_TOPSUM && gate->topk < gate->groups_kept)
@@ -348,7 +462,8 @@ static bool check_alone(const struct gate *gate, struct err *err) {
     if (gate->fn == GATE_SPARSEMIXER && (gate->topk != 2 || gate->bias || gate->groups > 0))
         return err_set(err, ERR_USAGE,
                        "gate: fn=sparsemixer: expected topk=2 without bias and groups");
-    return check_rounding(gate, err) && check_cut(gate, err) && check_hash(gate, err);
+    return check_rounding(gate, err) && check_cut(gate, err) && check_hash(gate, err) &&
+           check_assign(gate, err);
 }
 
 static bool start_from(const char *item, const struct gate *native, struct gate *gate, bool *found,
@@ -388,20 +503,32 @@ bool gate_parse(const char *text, const struct gate *native, struct gate *gate, 
 
 /* ---- writing */
 
-/* Shortest decimal that rounds to the same f32, exponent without padding: 1e-20. */
-static void print_float(char *out, size_t size, float value) {
-    char text[32];
-    for (int digits = 1; digits <= 9; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value) break;
-    }
+/* Exponent without padding: 1e-20. */
+static void trim_exponent(char *text) {
     char *e = strchr(text, 'e');
     if (e) {
         char *from = e + 2, *to = e[1] == '-' ? e + 2 : e + 1;
         while (*from == '0' && from[1]) from++;
         memmove(to, from, strlen(from) + 1);
     }
-    snprintf(out, size, "%s", text);
+}
+
+/* Shortest decimal that rounds to the same f32. */
+static void print_float(char *text, size_t size, float value) {
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(text, size, "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value) break;
+    }
+    trim_exponent(text);
+}
+
+/* The same for f64. */
+static void print_real(char *text, size_t size, double value) {
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, size, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    trim_exponent(text);
 }
 
 struct writer {
@@ -428,6 +555,25 @@ static void put_int(struct writer *writer, const char *key, int value) {
     put(writer, key, text);
 }
 
+static void put_assign(struct writer *out, const struct gate *gate) {
+    if (gate->assign == ASSIGN_TOKEN) return;
+    put(out, ",assign=", assign_names[gate->assign]);
+    if (gate->assign != ASSIGN_SINKHORN) return;
+    put_float(out, ":", gate->tolerance);
+    if (gate->iterations != SINKHORN_ITERATIONS) put_int(out, ":", gate->iterations);
+}
+
+static void put_capacity(struct writer *out, const struct gate *gate) {
+    char text[32];
+    if (gate->capacity == 0) return;
+    print_real(text, sizeof text, gate->capacity);
+    put(out, ",capacity=", text);
+    bool ordered = gate->turn != TURN_CHOICE;
+    if (gate->drop != DROP_PROB || ordered) put(out, ":", drop_names[gate->drop]);
+    if (ordered) put(out, ":", turn_names[gate->turn]);
+    if (gate->rounding != ROUND_CEIL) put(out, ",round=", rounding_names[gate->rounding]);
+}
+
 void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
     struct writer out = {.at = text, .left = GATE_TEXT_BYTES};
     put(&out, "", score_names[gate->score]);
@@ -439,6 +585,7 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
         else if (gate->fn == GATE_SPARSEMIXER)
             put_float(&out, ":", gate->fn_arg);
     }
+    put_assign(&out, gate);
     if (gate->order != ORDER_SCORE_TOPK) put(&out, ",order=", order_names[gate->order]);
     if (gate->groups > 0) {
         put_int(&out, ",groups=", gate->groups);
@@ -455,6 +602,13 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
     if (gate->dtype != DTYPE_F32) put(&out, ",dtype=", dtype_names[gate->dtype]);
     if (gate->dtype_logits) put(&out, ":", "logits");
     if (gate->noise > 0) put_float(&out, ",noise=", gate->noise);
+    put_capacity(&out, gate);
+}
+
+bool gate_equal_batch(const struct gate *a, const struct gate *b) {
+    return a->assign == b->assign && a->tolerance == b->tolerance &&
+           a->iterations == b->iterations && a->capacity == b->capacity && a->drop == b->drop &&
+           a->turn == b->turn && a->rounding == b->rounding;
 }
 
 bool gate_equal(const struct gate *a, const struct gate *b) {
@@ -463,12 +617,14 @@ bool gate_equal(const struct gate *a, const struct gate *b) {
            a->group_rule == b->group_rule && a->fill == b->fill && a->topk == b->topk &&
            a->order == b->order && a->norm == b->norm && a->norm_arg == b->norm_arg &&
            a->scale == b->scale && a->dtype == b->dtype && a->dtype_logits == b->dtype_logits &&
-           a->noise == b->noise && a->cut == b->cut && a->cut_arg == b->cut_arg;
+           a->noise == b->noise && a->cut == b->cut && a->cut_arg == b->cut_arg &&
+           gate_equal_batch(a, b);
 }
 
 /* ---- checking */
 
 bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err) {
+    if (!check_assign(gate, err)) return false;
     if (gate->topk > experts)
         return err_set(err, ERR_USAGE, "gate: topk: found %d, expected at most the %d experts",
                        gate->topk, experts);
@@ -496,12 +652,51 @@ bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err
     return true;
 }
 
+/* ---- whole batches */
+
+bool gate_needs_batch(const struct gate *gate) {
+    return gate->assign != ASSIGN_TOKEN || gate->capacity > 0;
+}
+
+bool gate_is_causal(const struct gate *gate) {
+    if (!gate_needs_batch(gate)) return true;
+    bool in_order = gate->turn == TURN_TOKEN || gate->topk == 1;
+    return gate->assign == ASSIGN_TOKEN && gate->drop == DROP_POSITION && in_order;
+}
+
+/* The order of operations is that of the sources (Megatron-LM get_capacity; Mesh-TensorFlow moe.py,
+ * V-MoE's formula), so that factors such as 1.1 round as theirs do. */
+int64_t gate_capacity(const struct gate *gate, int experts, int64_t tokens) {
+    double choices = (double)tokens * gate->topk, places;
+    if (gate->capacity == 0) return tokens;
+    if (gate->rounding == ROUND_CEIL)
+        places = ceil(choices / experts * gate->capacity);
+    else if (gate->rounding == ROUND_FLOOR)
+        places = floor(choices * gate->capacity / experts);
+    else
+        places = nearbyint(choices * gate->capacity / experts);
+    return places < (double)tokens ? (int64_t)places : tokens;
+}
+
+int gate_slots(const struct gate *gate, int experts) {
+    return gate->assign == ASSIGN_EXPERT ? experts : gate->topk;
+}
+
+bool gate_leaves_slots(const struct gate *gate) {
+    return gate->capacity > 0 || gate->cut != CUT_NONE;
+}
+
 bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err) {
     const char *found = gate->noise > 0              ? "noise"
                         : gate_hashes(gate)          ? fn_names[gate->fn]
                         : gate->cut == CUT_TOPP      ? "topp"
                         : gate->cut == CUT_THRESHOLD ? "threshold"
                                                      : NULL;
+    if (gate_needs_batch(gate))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "gate: found %s, expected a gate that routes token by token (this one "
+                       "decides over a whole balance batch: a replay can run it)",
+                       gate->assign == ASSIGN_TOKEN ? "a capacity" : assign_names[gate->assign]);
     if (found)
         return err_set(err, ERR_UNSUPPORTED,
                        "gate: found %s, which acts in a replay only: expected a gate that follows "
@@ -515,93 +710,3 @@ bool gate_hashes(const struct gate *gate) {
 }
 
 bool gate_blurs(const struct gate *gate) { return gate->noise > 0 || gate->dtype != DTYPE_F32; }
-
-/* ---- law 5 */
-
-/* What law 5 knows of a score function. */
-static const struct score_law {
-    bool rises;    /* strictly with the logit, whatever the other logits are */
-    bool positive; /* always above 0 */
-    bool negative; /* can be below 0 */
-} score_laws[] = {
-    [SCORE_SOFTMAX] = {true, true, false},      [SCORE_SIGMOID] = {true, true, false},
-    [SCORE_SQRTSOFTPLUS] = {true, true, false}, [SCORE_RELU] = {false, false, false},
-    [SCORE_TANH] = {true, false, true},         [SCORE_IDENTITY] = {true, false, true}};
-
-bool gate_score_negative(enum gate_score score) { return score_laws[score].negative; }
-
-/* The part of a gate that decides the choice, with equal parts spelled equally. */
-struct choice_form {
-    enum gate_fn fn;
-    float fn_arg;
-    int score; /* of the choice; MONOTONE where only the order of logits matters */
-    bool bias;
-    int groups, kept, best; /* best = how many experts a group's score sums */
-    enum gate_fill fill;
-    int topk;
-    enum gate_dtype dtype;
-    bool dtype_logits;
-    float noise;
-    enum gate_cut cut;
-    float cut_arg;
-};
-
-int gate_summed_experts(const struct gate *gate) {
-    static const int fixed[] = {[GROUP_MAX] = 1, [GROUP_TOP2SUM] = 2, [GROUP_TOPSUM] = 0};
-    int best = fixed[gate->group_rule];
-    return best ? best : gate->topk / gate->groups_kept;
-}
-
-enum { MONOTONE = -1 };
-
-/* A hash layer chooses by token id: only the table counts. */
-static struct choice_form hash_form(const struct gate *gate) {
-    return (struct choice_form){
-        .fn = gate->fn, .fn_arg = gate->fn_arg, .score = MONOTONE, .topk = gate->topk};
-}
-
-/* Does the choice hang on the order of logits alone? Rounded scores tie where others do not, and a
- * cut looks at values. */
-static bool order_only(const struct choice_form *form) {
-    bool sums = form->groups > 0 && (form->best != 1 || form->fill != FILL_NEG_INF);
-    bool rounded = form->dtype != DTYPE_F32 && !form->dtype_logits;
-    return !form->bias && !sums && !rounded && form->cut == CUT_NONE &&
-           score_laws[form->score].rises;
-}
-
-static struct choice_form choice_form(const struct gate *gate) {
-    struct choice_form form = {.fn = gate->fn,
-                               .fn_arg = gate->fn_arg,
-                               .score = (int)gate->score,
-                               .bias = gate->bias,
-                               .topk = gate->topk,
-                               .dtype = gate->dtype,
-                               .dtype_logits = gate->dtype_logits,
-                               .noise = gate->noise,
-                               .cut = gate->cut,
-                               .cut_arg = gate->cut_arg};
-    if (gate_hashes(gate)) return hash_form(gate);
-    if (gate->order == ORDER_TOPK_SCORE) {
-        form.score = SCORE_IDENTITY;
-        form.dtype_logits = gate->dtype != DTYPE_F32; /* scores come after the choice */
-    }
-    if (gate->groups > 0 && gate->groups_kept < gate->groups) {
-        form.groups = gate->groups;
-        form.kept = gate->groups_kept;
-        form.best = gate_summed_experts(gate);
-        form.fill = gate->fill;
-        /* positive scores without bias always beat a fill of zero; rounded ones can be zero */
-        bool rounded = form.dtype != DTYPE_F32 && !form.dtype_logits;
-        if (!form.bias && score_laws[form.score].positive && !rounded) form.fill = FILL_NEG_INF;
-    }
-    if (order_only(&form)) form.score = MONOTONE;
-    return form;
-}
-
-bool gate_same_choice(const struct gate *a, const struct gate *b) {
-    struct choice_form x = choice_form(a), y = choice_form(b);
-    return x.fn == y.fn && x.fn_arg == y.fn_arg && x.score == y.score && x.bias == y.bias &&
-           x.groups == y.groups && x.kept == y.kept && x.best == y.best && x.fill == y.fill &&
-           x.topk == y.topk && x.dtype == y.dtype && x.dtype_logits == y.dtype_logits &&
-           x.noise == y.noise && x.cut == y.cut && x.cut_arg == y.cut_arg;
-}

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 
@@ -80,8 +81,37 @@ enum gate_cut { GATE_CUTS(X) };
       "k experts by token id, frequent ids first, each to the least loaded; the logits weigh "     \
       "them")
 
+/* Who chooses whom. All but `token` look at a whole balance batch. */
+#define GATE_ASSIGNS(X)                                                                            \
+    X(ASSIGN_TOKEN, "token", "each token takes its k best experts")                                \
+    X(ASSIGN_EXPERT, "expert", "each expert takes its C best tokens of the batch (expert choice)") \
+    X(ASSIGN_SINKHORN, "sinkhorn",                                                                 \
+      "the k best of exp(l) scaled to equal row and column sums, to within TOL")                   \
+    X(ASSIGN_BASE, "base", "the best total score that exactly equal loads allow (BASE)")
+
+/* Which choices an expert over its capacity gives up. */
+#define GATE_DROPS(X)                                                                              \
+    X(DROP_PROB, "prob", "those of lowest weight (Megatron-LM)")                                   \
+    X(DROP_POSITION, "position", "the latest of the batch: first come, first served")              \
+    X(DROP_PRIORITY, "priority", "as position, tokens of high weight served first (V-MoE)")
+
+/* In which order position and priority serve choices. */
+#define GATE_TURNS(X)                                                                              \
+    X(TURN_CHOICE, "choice", "all first choices, then all second ones, ... (GShard)")              \
+    X(TURN_TOKEN, "token", "token by token (Megatron-LM)")
+
+/* How a capacity becomes whole tokens. */
+#define GATE_ROUNDINGS(X)                                                                          \
+    X(ROUND_CEIL, "ceil", "up (Megatron-LM, DeepSpeed)")                                           \
+    X(ROUND_FLOOR, "floor", "down (Mesh-TensorFlow's Switch and GShard)")                          \
+    X(ROUND_NEAREST, "nearest", "to the nearest (V-MoE)")
+
 #define X(e, text, help) e,
 enum gate_fn { GATE_FNS(X) };
+enum gate_assign { GATE_ASSIGNS(X) };
+enum gate_drop { GATE_DROPS(X) };
+enum gate_turn { GATE_TURNS(X) };
+enum gate_rounding { GATE_ROUNDINGS(X) };
 #undef X
 
 struct gate {
@@ -103,7 +133,20 @@ struct gate {
     float noise;       /* standard deviation of Gaussian noise on the logits; 0 = none */
     enum gate_cut cut;
     float cut_arg; /* P of topp, X of threshold */
+
+    /* what needs a whole balance batch */
+    enum gate_assign assign;
+    float tolerance; /* of sinkhorn: mean change of the column factors */
+    int iterations;  /* of sinkhorn, at most */
+    double capacity; /* an expert takes at most capacity * kT/E tokens; 0: all that come */
+    enum gate_drop drop;
+    enum gate_turn turn;
+    enum gate_rounding rounding;
 };
+
+/* assign=sinkhorn alone: Megatron-LM's tolerance; it has no limit of iterations. */
+#define SINKHORN_TOLERANCE 1e-4f
+enum { SINKHORN_ITERATIONS = 1000 };
 
 enum { GATE_TEXT_BYTES = 256, GATE_MAX_TOPK = 256, GATE_MAX_EXPERTS = 65536 };
 
@@ -115,13 +158,22 @@ bool gate_parse(const char *text, const struct gate *native, struct gate *gate, 
 void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]);
 
 bool gate_equal(const struct gate *a, const struct gate *b);
+/* Equal in what needs a whole balance batch (assign, capacity and their arguments). */
+bool gate_equal_batch(const struct gate *a, const struct gate *b);
 
 /* Can this gate route among `experts`? Refuses with the reason: k > E, groups that do not divide E,
  * kept groups that hold fewer than k experts, a gate that needs a bias where there is none. */
 bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err);
+/* Must a whole balance batch be known before any of its tokens is routed? */
+bool gate_needs_batch(const struct gate *gate);
+/* Is no token's choice moved by a later token? False for what looks ahead in the batch. */
+bool gate_is_causal(const struct gate *gate);
+/* Tokens of a batch that an expert takes at most, C; T when there is no capacity. */
+int64_t gate_capacity(const struct gate *gate, int experts, int64_t tokens);
 
 /* The same for a gate that routes live or is a trace's own: it must follow from the logits of one
- * token, with k experts for each. Refuses besides: noise, hash layers, topp and threshold. */
+ * token, with k experts for each. Refuses besides: noise, hash layers, topp and threshold, and
+ * gates that need a whole balance batch. */
 bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err);
 
 /* Does it choose by token ids? */
@@ -134,6 +186,11 @@ bool gate_score_negative(enum gate_score score);
 /* How many of its best experts a group's score sums (1 for max, 2 for top2sum, k/KEEP for topsum;
  * MATH.md section 2). Only for gates with groups. */
 int gate_summed_experts(const struct gate *gate);
+
+/* How many slots a token's row of choices has: k, or E where experts choose their tokens. */
+int gate_slots(const struct gate *gate, int experts);
+/* May a row hold fewer experts than slots? */
+bool gate_leaves_slots(const struct gate *gate);
 
 /* True when the two provably choose the same experts for any logits, given that they see the same
  * bias values (law 5): they differ only in what cannot move a choice. Reasoning in MATH.md. */

@@ -295,24 +295,36 @@ static void finish_rounded(const struct gate *gate, enum gate_dtype dtype, float
     for (int i = 0; i < k; i++) w[i] = round_to(dtype, w[i]);
 }
 
+/* weight[n] of one token's experts. */
+static void weigh_row(const struct route_kernels *run, const struct gate *gate, const float *score,
+                      const int32_t *expert, int n, float *weight) {
+    enum gate_dtype dtype = gate->dtype_logits ? DTYPE_F32 : gate->dtype;
+    for (int i = 0; i < n; i++) weight[i] = score[expert[i]];
+    if (gate->order == ORDER_TOPK_SCORE && n > 0) {
+        run->score[gate->score](weight, weight, n);
+        for (int i = 0; i < n; i++) weight[i] = round_to(dtype, weight[i]);
+    }
+    if (dtype == DTYPE_F32)
+        finish_weights(gate, weight, n);
+    else
+        finish_rounded(gate, dtype, weight, n);
+}
+
 /* weigh for gates that round or cut: n <= k experts of each token. */
 static void weigh_rare(const struct route_kernels *run, const struct gate *gate, int experts,
                        int64_t tokens, const float *score, const int32_t *expert, float *weight) {
-    enum gate_dtype dtype = gate->dtype_logits ? DTYPE_F32 : gate->dtype;
     int k = gate->topk;
     for (int64_t t = 0; t < tokens; t++, expert += k, weight += k) {
         int n = 0;
-        for (; n < k && expert[n] != ROUTE_NONE; n++) weight[n] = score[t * experts + expert[n]];
+        while (n < k && expert[n] != ROUTE_NONE) n++;
         for (int i = n; i < k; i++) weight[i] = 0;
-        if (gate->order == ORDER_TOPK_SCORE && n > 0) {
-            run->score[gate->score](weight, weight, n);
-            for (int i = 0; i < n; i++) weight[i] = round_to(dtype, weight[i]);
-        }
-        if (dtype == DTYPE_F32)
-            finish_weights(gate, weight, n);
-        else
-            finish_rounded(gate, dtype, weight, n);
+        weigh_row(run, gate, score + t * experts, expert, n, weight);
     }
+}
+
+void route_weigh_row(const struct gate *gate, const float *score, const int32_t *expert, int n,
+                     float *weight) {
+    weigh_row(kernels(), gate, score, expert, n, weight);
 }
 
 static void weigh(const struct route_kernels *run, const struct gate *gate, int experts,

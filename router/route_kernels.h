@@ -72,6 +72,10 @@ struct route_kernels {
 
 /* For AVX-512 with VBMI2: route_choose_avx512.c. */
 unsigned route_choose_avx512(const struct route_job *job);
+/* weight[n] <- weights of a token's experts[n] in order of selection (MATH.md section 4), from its
+ * score[E] (its logits with order=topk-score). */
+void route_weigh_row(const struct gate *gate, const float *score, const int32_t *expert, int n,
+                     float *weight);
 
 extern const struct route_kernels route_kernels_portable;
 #if defined(__x86_64__)

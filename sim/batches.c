@@ -33,16 +33,18 @@ int64_t batches_room(const struct batches *b) { return b->batch_tokens - b->fill
 static void count_sent(struct batches *b, const int32_t *expert, int k) {
     int per_rank = b->experts / b->ranks;
     for (int i = 0; i < k; i++) {
+        if (expert[i] < 0) continue;
         int rank = expert[i] / per_rank;
         bool seen = false;
-        for (int j = 0; j < i && !seen; j++) seen = expert[j] / per_rank == rank;
+        for (int j = 0; j < i && !seen; j++) seen = expert[j] >= 0 && expert[j] / per_rank == rank;
         b->sent[rank] += !seen;
     }
 }
 
 bool batches_add(struct batches *b, const int32_t *expert, int k, int64_t n) {
     int64_t *counts = b->counts;
-    for (int64_t i = 0; i < n * k; i++) counts[expert[i]]++;
+    for (int64_t i = 0; i < n * k; i++)
+        if (expert[i] >= 0) counts[expert[i]]++; /* below: an empty slot */
     for (int64_t t = 0; t < n && b->sent; t++) count_sent(b, expert + t * k, k);
     b->filled += n;
     return b->filled == b->batch_tokens;

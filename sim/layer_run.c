@@ -20,6 +20,8 @@ struct stream {
     const struct source_layer *layer;
     struct layer_run *run;
     struct source_reader *reader;
+    int64_t chunk_tokens; /* in flight: those of the job, or a whole batch */
+    bool whole;           /* every chunk must be full */
     const struct unit *native;
     float *scores[SCORES];  /* [n,E] each; NULL where no unit needs them */
     float *gathered;        /* [n,E]; only when shuffled */
@@ -46,7 +48,7 @@ static bool one_bias(const struct variant *a, const struct variant_layer *x,
 /* Are two gates the same up to what acts on the weights alone? */
 static bool one_choice(const struct gate *a, const struct gate *b) {
     struct choice_law x = {.gate = *a}, y = {.gate = *b};
-    return a->fn == GATE_TABLE && same_choice_bits(&x, &y);
+    return a->fn == GATE_TABLE && !gate_needs_batch(a) && same_choice_bits(&x, &y);
 }
 
 static struct unit *add_unit(struct stream *s, const struct variant *variant,
@@ -56,7 +58,7 @@ static struct unit *add_unit(struct stream *s, const struct variant *variant,
     struct unit_setup setup = {.variant = variant,
                                .at = at,
                                .total_tokens = job->source->tokens,
-                               .chunk = job->chunk_tokens,
+                               .chunk = s->chunk_tokens,
                                .captured = s->layer->bias,
                                .experts = s->layer->experts,
                                .hidden = hidden,
@@ -138,7 +140,8 @@ static bool add_tops(struct stream *s, struct err *err) {
         struct unit *unit = s->run->unit[u];
         const struct gate *gate = &unit->gate;
         bool highest = !gate->bias && gate->groups == 0 && gate->cut == CUT_NONE;
-        if (unit->hidden || (highest && !gate_blurs(gate) && !gate_hashes(gate))) continue;
+        bool plain = highest && !gate_blurs(gate) && !gate_hashes(gate) && !gate_needs_batch(gate);
+        if (unit->hidden || plain) continue;
         struct gate top = {.score = gate->score, .topk = gate->topk, .scale = 1};
         unit->top = static_unit(s, &top, START_DEFAULT, err);
         if (!unit->top) return false;
@@ -177,7 +180,7 @@ static bool make_rows(struct stream *s, size_t n) {
 
 static bool make_stream_buffers(struct stream *s, struct err *err) {
     struct arena *arena = &s->run->arena;
-    size_t n = (size_t)s->job->chunk_tokens, experts = (size_t)s->layer->experts;
+    size_t n = (size_t)s->chunk_tokens, experts = (size_t)s->layer->experts;
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
         float **scores = &s->scores[unit->gate.score];
@@ -195,13 +198,11 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
         s->weights = arena_alloc(arena, n, k * sizeof *s->weights);
         if (!s->experts || !s->weights) return err_memory(err, "replay");
     }
-    if (s->job->options->order && !s->job->source->ids)
-        s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
+    bool gathers = (s->job->options->order || s->whole) && !s->job->source->ids;
+    if (gathers) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
     bool documents = s->job->options->documents || s->job->options->losses;
     if (documents) s->document = arena_alloc(arena, n, sizeof *s->document);
-    bool ok = s->mask && s->scratch &&
-              (s->gathered || !s->job->options->order || s->job->source->ids) &&
-              (s->document || !documents);
+    bool ok = s->mask && s->scratch && (s->gathered || !gathers) && (s->document || !documents);
     return ok || err_memory(err, "replay");
 }
 
@@ -226,14 +227,27 @@ static int64_t document_of(const struct source *source, int64_t token) {
     return low;
 }
 
+/* gathered[n,E] <- the rows of n tokens, however many the source gives at a time. */
+static bool join_rows(struct stream *s, int64_t position, int64_t n, struct err *err) {
+    const struct source *source = s->job->source;
+    int experts = s->layer->experts;
+    for (int64_t at = 0, m; at < n; at += m) {
+        const float *rows;
+        if (!source->rows(s->reader, position + at, n - at, &rows, &m, err)) return false;
+        memcpy(s->gathered + at * experts, rows, (size_t)(m * experts) * sizeof *rows);
+    }
+    return true;
+}
+
 static bool fetch(struct stream *s, int64_t position, const float **logits, int64_t *n,
                   struct err *err) {
     const struct source *source = s->job->source;
-    int64_t left = source->tokens - position, max = s->job->chunk_tokens;
+    int64_t left = source->tokens - position, max = s->chunk_tokens;
     if (!s->gathered)
         return source->rows(s->reader, position, left < max ? left : max, logits, n, err);
     *n = left < max ? left : max;
     *logits = s->gathered;
+    if (!s->job->options->order) return join_rows(s, position, *n, err);
     return source->gather(s->reader, s->job->options->order + position, *n, s->gathered, err);
 }
 
@@ -288,7 +302,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
 static bool take_chunk(struct stream *s, int64_t position, int64_t *n, struct err *err) {
     const struct source *source = s->job->source;
     struct unit_context context = {.native = s->native, .mask = s->mask};
-    int64_t left = source->tokens - position, max = s->job->chunk_tokens;
+    int64_t left = source->tokens - position, max = s->chunk_tokens;
     const int32_t *expert = s->experts;
     const float *weight = s->weights;
     *n = left < max ? left : max;
@@ -326,7 +340,7 @@ static bool run_tokens(struct stream *s, struct err *err) {
 /* ---- the measures */
 
 static bool rank_weights(const struct unit *unit, struct replay_row *row, struct arena *arena) {
-    size_t k = (size_t)unit->gate.topk;
+    size_t k = (size_t)unit->slots;
     double *mean = arena_alloc(arena, 2 * k, sizeof *mean);
     if (!mean) return false;
     double *sd = mean + k;
@@ -362,6 +376,11 @@ static bool measure(const struct unit *unit, const struct batches *b, struct res
     balance_blocks(unit->count, experts, b->ranks, b->load);
     m->rank_maxvio = balance_maxvio(b->load, b->ranks);
     m->efficiency = batches_mean(b, b->efficiency);
+    bool drops = unit->gate.capacity > 0 && unit->gate.assign != ASSIGN_EXPERT;
+    m->dropped = drops ? 1 - (double)unit->kept / (tokens * unit->gate.topk) : 0.0;
+    m->unrouted = (double)unit->unrouted / tokens;
+    m->experts_mean = (double)unit->kept / tokens;
+    m->experts_max = unit->most;
     return true;
 }
 
@@ -384,7 +403,7 @@ static bool read_window(struct stream *s, const struct unit *unit, int64_t first
                         double *value, struct err *err) {
     int experts = s->layer->experts;
     const struct gate top = {.score = unit->gate.score, .topk = unit->gate.topk, .scale = 1};
-    int64_t chunk = s->job->chunk_tokens, n;
+    int64_t chunk = s->chunk_tokens, n;
     float *score = malloc((size_t)chunk * (size_t)experts * sizeof *score);
     int32_t *best = malloc((size_t)chunk * (size_t)top.topk * sizeof *best);
     struct routes out = {.expert = best};
@@ -476,6 +495,9 @@ static bool fill_rows(struct stream *s, struct err *err) {
             !rank_weights(unit, row, &run->arena))
             return err_memory(err, "measures");
         if (s->job->source->ids) clear_unknown(s, row);
+        if (unit->gate.assign != ASSIGN_TOKEN)
+            row->measures.ties = row->measures.group_escapes = -1;
+        if (unit->slots > unit->gate.topk) row->rank_mean = row->rank_sd = NULL;
     }
     return true;
 }
@@ -483,7 +505,10 @@ static bool fill_rows(struct stream *s, struct err *err) {
 bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, int share,
                struct err *err) {
     struct stream s = {.job = job, .layer = &job->source->layer[layer], .run = run};
+    int64_t batch = job->batch[share];
     *run = (struct layer_run){0};
+    s.whole = batch > 0;
+    s.chunk_tokens = s.whole ? batch : job->chunk_tokens;
     arena_init(&run->arena, "replay");
     if (!job->source->ids &&
         !gate_check_native(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))

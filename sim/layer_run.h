@@ -25,6 +25,7 @@ struct replay_job {
     int shares;                  /* how the variants are divided */
     const int *share;            /* [variants] */
     int64_t chunk_tokens;        /* tokens in flight at a time */
+    const int64_t *batch; /* [shares] a share of gates that need whole batches: its batch; or 0 */
     /* Called after each chunk; false asks to stop. Thread-safe. */
     bool (*step)(void *context, int64_t tokens);
     void *context;

@@ -60,7 +60,7 @@ void losses_add(struct losses *l, const struct losses_token *token) {
     }
     for (int i = 0; i < l->topk && ordered; i++) l->document_counts[token->top[i]]++;
     l->document_tokens += ordered;
-    l->first[token->first]++;
+    if (token->first >= 0) l->first[token->first]++;
     l->z += lse * lse;
     l->tokens++;
 }

@@ -53,8 +53,8 @@ struct losses {
 /* Memory from the arena; false when there is none. */
 bool losses_init(struct losses *l, struct arena *arena, const struct gate *gate, int experts);
 
-/* One token: score[E] of its gate's function and logit[E], its first choice, the experts of its k
- * highest scores, and the document it belongs to (-1: not in order). */
+/* One token: score[E] of its gate's function and logit[E], its first choice (-1: none left), the
+ * experts of its k highest scores, and the document it belongs to (-1: not in order). */
 struct losses_token {
     const float *score, *logit;
     int32_t first;

@@ -112,7 +112,8 @@ static bool write_variants(struct outcome *outcome, struct err *err) {
                                            .batch_tokens = v->batch_tokens,
                                            .ranks = v->ranks,
                                            .same_as = v->same_as,
-                                           .same_why = v->same_why};
+                                           .same_why = v->same_why,
+                                           .causal = variant_is_causal(outcome->variants, i)};
         if (!result_variant(outcome->result, &row, err)) return false;
     }
     return true;

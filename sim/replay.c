@@ -162,18 +162,38 @@ static int root(const struct variant_set *set, int i) {
  * (of all processes) are busy for 85 % of the time, were all jobs equal. */
 static int count_shares(const struct variant_set *set, int layers, int threads) {
     int roots = 0, shares = 1;
-    for (int i = 0; i < set->count; i++) roots += set->variant[i].same_as == 0;
+    for (int i = 0; i < set->count; i++)
+        roots += set->variant[i].same_as == 0 && !variant_needs_batch(set, i);
     for (; shares < roots && shares < threads; shares++) {
         int64_t jobs = (int64_t)layers * shares, rounds = (jobs + threads - 1) / threads;
         if ((double)jobs >= 0.85 * (double)(rounds * threads)) break;
     }
-    return shares;
+    return roots > 0 ? shares : 0;
 }
 
-static void deal_shares(const struct variant_set *set, int shares, int *share) {
+/* Variants that need whole batches: one share for each size of batch, beyond the `shares` of the
+ * others. batch[] <- the size, 0 for the others; returns how many shares there are now. */
+static int deal_batches(const struct variant_set *set, int64_t tokens, int shares, int *share,
+                        int64_t *batch) {
+    int all = shares;
+    for (int i = 0; i < set->count; i++) {
+        int64_t size = set->variant[i].batch_tokens;
+        size = size < tokens ? size : tokens;
+        if (!variant_needs_batch(set, i)) continue;
+        share[i] = shares;
+        while (share[i] < all && batch[share[i]] != size) share[i]++;
+        if (share[i] == all) batch[all++] = size;
+    }
+    return all;
+}
+
+static int deal_shares(const struct variant_set *set, int64_t tokens, int shares, int *share,
+                       int64_t *batch) {
     int roots = 0;
     for (int i = 0; i < set->count; i++)
-        share[i] = set->variant[i].same_as ? share[root(set, i)] : roots++ % shares;
+        if (!variant_needs_batch(set, i))
+            share[i] = set->variant[i].same_as ? share[root(set, i)] : roots++ % shares;
+    return deal_batches(set, tokens, shares, share, batch);
 }
 
 /* About a quarter of a megabyte of logits: they and their scores stay in a core's L2 cache. */
@@ -199,7 +219,7 @@ static bool deal_jobs(struct state *s, struct err *err) {
     return true;
 }
 
-static bool prepare(struct state *s, int *share, int threads, struct err *err) {
+static bool prepare(struct state *s, int *share, int64_t *batch, int threads, struct err *err) {
     const struct source *source = s->job.source;
     int64_t given = s->job.options->chunk_tokens;
     s->job.shares = count_shares(s->job.variants, source->layers, threads);
@@ -207,7 +227,8 @@ static bool prepare(struct state *s, int *share, int threads, struct err *err) {
     s->job.chunk_tokens = given > 0 ? given : default_chunk(source);
     s->job.step = step;
     s->job.context = s;
-    deal_shares(s->job.variants, s->job.shares, share);
+    s->job.shares = deal_shares(s->job.variants, source->tokens, s->job.shares, share, batch);
+    s->job.batch = batch;
     s->total = source->tokens * source->layers * s->job.shares;
     s->run = calloc((size_t)source->layers * (size_t)s->job.shares, sizeof *s->run);
     s->left = calloc((size_t)source->layers, sizeof *s->left);
@@ -240,9 +261,11 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
     pthread_mutex_init(&s.report_lock, NULL);
     s.pool = pool_create(processes_threads(processes, options->threads), err);
     int threads = all_threads(&s);
+    int64_t *batch = calloc((size_t)variants->count + (size_t)threads + 1, sizeof *batch);
     s.job.ids = &ids;
-    bool ok = s.pool && (share || err_memory(err, "replay")) &&
-              token_ids_read(&ids, variants, source, err) && prepare(&s, share, threads, err);
+    bool ok = s.pool && ((share && batch) || err_memory(err, "replay")) &&
+              token_ids_read(&ids, variants, source, err) &&
+              prepare(&s, share, batch, threads, err);
     ok = processes_agree(processes, ok, err) && division_run(&s.division, err);
     for (int64_t j = 0; s.run && j < (int64_t)source->layers * s.job.shares; j++)
         layer_run_free(&s.run[j]);
@@ -253,6 +276,7 @@ bool replay_run(const struct variant_set *variants, const struct source *source,
     token_ids_free(&ids);
     free(s.left);
     free(s.run);
+    free(batch);
     free(share);
     return ok;
 }

@@ -34,7 +34,7 @@ struct replay_options {
 };
 
 /* The largest batch, tokens x experts, whose optimum is looked for. */
-enum { REPLAY_OPTIMUM_CELLS = 1 << 22 };
+enum { REPLAY_OPTIMUM_CELLS = 1 << 24 };
 
 /* One variant at one layer. Of a source of choices alone, ties and escapes are -1, the mass is NaN
  * and, where weights are not known, weight, rank_mean and rank_sd are NULL. Borrowed during the

@@ -23,6 +23,8 @@ static const struct bias_rule *uncentred(const struct bias_rule *rule, const str
 struct choice_law choice_law(const struct variant *variant, const struct variant_layer *at,
                              int64_t tokens) {
     struct choice_law law = {.gate = at->gate, .start = at->start};
+    bool batch = gate_needs_batch(&at->gate);
+    if (batch) law.batch_tokens = variant->batch_tokens < tokens ? variant->batch_tokens : tokens;
     if (never_moves(variant, at, tokens)) {
         if (at->start == START_ZERO && at->gate.order == ORDER_SCORE_TOPK) law.gate.bias = false;
         if (!law.gate.bias) law.start = START_DEFAULT;
@@ -47,6 +49,7 @@ bool same_load(const struct choice_law *a, const struct choice_law *b) {
 /* The gate with what comes after the choice removed. */
 static struct gate choice_part(const struct gate *gate) {
     struct gate part = *gate;
+    if (gate_needs_batch(gate)) return part; /* weights may decide who is dropped */
     part.norm = NORM_NONE;
     part.norm_arg = 0;
     part.scale = 1;

@@ -25,7 +25,7 @@ struct choice_law {
     const struct bias_rule *exact; /* the rule itself where `rule` stands for an equivalent one */
     struct rate_schedule rate;
     enum bias_start start;
-    int64_t batch_tokens; /* 0 when the bias never moves */
+    int64_t batch_tokens; /* 0 when neither bias nor gate looks at batches */
 };
 
 /* tokens = T of the replay: a bias that is first updated after the last token never acts. */

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "router/batch.h"
 #include "router/route.h"
 
 static bool make_bias(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
@@ -55,16 +56,18 @@ static bool make_view(struct unit *unit, const struct unit_setup *setup, struct 
 }
 
 static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) {
-    size_t n = (size_t)chunk, k = (size_t)unit->gate.topk;
+    size_t n = (size_t)chunk, k = (size_t)unit->slots;
     unit->expert = arena_alloc(arena, n * k, sizeof *unit->expert);
     unit->weight = arena_alloc(arena, n * k, sizeof *unit->weight);
     unit->tie = arena_alloc(arena, n, sizeof *unit->tie);
     unit->escape = arena_alloc(arena, n, sizeof *unit->escape);
-    return unit->expert && unit->weight && unit->tie && unit->escape;
+    size_t batch = route_batch_bytes(&unit->gate, unit->experts, chunk);
+    if (batch > 0) unit->batch = arena_alloc(arena, batch, 1);
+    return unit->expert && unit->weight && unit->tie && unit->escape && (unit->batch || !batch);
 }
 
 static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
-    size_t experts = (size_t)setup->experts, k = (size_t)unit->gate.topk;
+    size_t experts = (size_t)setup->experts, k = (size_t)unit->slots;
     if (setup->hidden) return true;
     unit->count = arena_alloc(arena, experts, sizeof *unit->count);
     unit->received = arena_alloc(arena, experts, sizeof *unit->received);
@@ -92,6 +95,8 @@ bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *
                           .rows = setup->rows,
                           .leader = setup->leader};
     if (setup->ids) unit->gate.bias = false; /* it has acted already */
+    unit->slots = gate_slots(&unit->gate, unit->experts);
+    unit->sparse = gate_leaves_slots(&unit->gate);
     unit->law = choice_law(setup->variant, setup->at, setup->total_tokens);
     bool ok = make_buffers(unit, setup->chunk, arena) && make_sums(unit, setup, arena);
     if (unit->leader) {
@@ -141,7 +146,7 @@ static void route_hash(struct unit *unit, const float *logits, const float *scor
 
 static void route(struct unit *unit, const float *logits, const float *scores, int64_t from,
                   int64_t n, void *scratch) {
-    int k = unit->gate.topk;
+    int k = unit->slots;
     int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
@@ -151,8 +156,9 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
         route_hash(unit, logits, scores, from, n, &out);
     else if (unit->product)
         route_product(unit, logits, scores, n, &out, scratch);
-    else
+    else if (unit->gate.assign == ASSIGN_TOKEN)
         route_scored(&unit->gate, unit->experts, n, logits, scores, unit->rounded, &out, scratch);
+    if (unit->batch) route_batch(&unit->gate, unit->experts, n, logits, scores, &out, unit->batch);
     if (unit->seen)
         memcpy(unit->seen + unit->batches[0]->filled * unit->experts, scores ? scores : logits,
                (size_t)(n * unit->experts) * sizeof(float));
@@ -161,8 +167,7 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
 /* The leader has chosen: only the weights are our own. */
 static void follow(struct unit *unit, const float *logits, const float *scores, int64_t n) {
     size_t tokens = (size_t)n;
-    memcpy(unit->expert, unit->leader->expert,
-           tokens * (size_t)unit->gate.topk * sizeof *unit->expert);
+    memcpy(unit->expert, unit->leader->expert, tokens * (size_t)unit->slots * sizeof *unit->expert);
     memcpy(unit->tie, unit->leader->tie, tokens);
     memcpy(unit->escape, unit->leader->escape, tokens);
     route_weights(&unit->gate, unit->experts, n, logits, scores, unit->expert, unit->weight);
@@ -203,7 +208,7 @@ bool unit_takes_scores(const struct unit *unit) {
 
 void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
                 void *scratch) {
-    int k = unit->gate.topk;
+    int k = unit->slots;
     struct batches *drive = unit->rule ? unit->batches[0] : NULL;
     if (!unit_takes_scores(unit)) scores = NULL;
     if (unit->logit) {
@@ -241,8 +246,32 @@ void unit_take(struct unit *unit, const int32_t *expert, const float *weight, in
 
 /* ---- sums */
 
+/* One token whose row may hold empty slots. */
+static void add_sparse_load(struct unit *unit, const int32_t *expert, const float *weight) {
+    int found = 0;
+    for (int i = 0; i < unit->slots; i++) {
+        if (expert[i] == ROUTE_NONE) continue;
+        unit->count[expert[i]]++;
+        unit->received[expert[i]] += (double)weight[i];
+        found++;
+    }
+    unit->kept += found;
+    unit->unrouted += found == 0;
+    unit->most = found > unit->most ? found : unit->most;
+}
+
+static void add_sparse_loads(struct unit *unit, const struct unit_context *c) {
+    for (int64_t t = 0; t < c->n; t++) {
+        add_sparse_load(unit, unit->expert + t * unit->slots, unit->weight + t * unit->slots);
+        unit->ties += unit->tie[t];
+        unit->escapes += unit->escape[t];
+    }
+}
+
 static void add_loads(struct unit *unit, const struct unit_context *c) {
     int k = unit->gate.topk;
+    unit->kept += c->n * k;
+    unit->most = k;
     for (int64_t t = 0; t < c->n; t++) {
         const int32_t *expert = unit->expert + t * k;
         const float *weight = unit->weight + t * k;
@@ -256,7 +285,7 @@ static void add_loads(struct unit *unit, const struct unit_context *c) {
 }
 
 static void add_ranks(struct unit *unit, int64_t n) {
-    int k = unit->gate.topk;
+    int k = unit->slots;
     for (int i = 0; i < k && unit->tokens == 0; i++) unit->shift[i] = (double)unit->weight[i];
     for (int64_t t = 0; t < n; t++) {
         for (int i = 0; i < k; i++) {
@@ -268,10 +297,12 @@ static void add_ranks(struct unit *unit, int64_t n) {
 }
 
 static void add_documents(struct unit *unit, const struct unit_context *c) {
-    int k = unit->gate.topk;
+    int k = unit->slots;
     for (int64_t t = 0; t < c->n; t++) {
         int64_t *row = unit->document + c->document[t] * unit->experts;
-        for (int i = 0; i < k; i++) row[unit->expert[t * k + i]]++;
+        const int32_t *expert = unit->expert + t * k;
+        for (int i = 0; i < k; i++)
+            if (expert[i] != ROUTE_NONE) row[expert[i]]++;
     }
 }
 
@@ -284,14 +315,31 @@ static int common(const int32_t *a, int count_a, const int32_t *b, int count_b, 
     return both;
 }
 
+/* The same for lists with empty slots. */
+static int common_sparse(const int32_t *a, int count_a, const int32_t *b, int count_b) {
+    int both = 0;
+    for (int i = 0; i < count_a; i++)
+        for (int j = 0; j < count_b && a[i] != ROUTE_NONE; j++) both += a[i] == b[j];
+    return both;
+}
+
+static int filled(const int32_t *expert, int slots) {
+    int n = 0;
+    for (int i = 0; i < slots; i++) n += expert[i] != ROUTE_NONE;
+    return n;
+}
+
 static int64_t common_all(const struct unit *a, const struct unit *b, const struct unit_context *c,
                           int64_t *different) {
-    int ka = a->gate.topk, kb = b->gate.topk;
+    int ka = a->slots, kb = b->slots;
     int64_t both = 0;
+    bool sparse = a->sparse || b->sparse;
     for (int64_t t = 0; t < c->n; t++) {
-        int shared = common(a->expert + t * ka, ka, b->expert + t * kb, kb, c->mask);
+        const int32_t *of_a = a->expert + t * ka, *of_b = b->expert + t * kb;
+        int shared =
+            sparse ? common_sparse(of_a, ka, of_b, kb) : common(of_a, ka, of_b, kb, c->mask);
         both += shared;
-        *different += shared < ka;
+        *different += shared < (sparse ? filled(of_a, ka) : ka);
     }
     return both;
 }
@@ -299,7 +347,8 @@ static int64_t common_all(const struct unit *a, const struct unit *b, const stru
 /* Sum of a token's scores at the given experts, added from the first. */
 static double mass_at(const float *score, const int32_t *expert, int k) {
     double sum = 0;
-    for (int i = 0; i < k; i++) sum += (double)score[expert[i]];
+    for (int i = 0; i < k; i++)
+        if (expert[i] != ROUTE_NONE) sum += (double)score[expert[i]];
     return sum;
 }
 
@@ -320,7 +369,8 @@ static void add_mass(struct unit *unit, const struct unit_context *c) {
         if (unit->top) {
             const float *score = c->scores + t * unit->experts;
             double most = mass_at(score, unit->top->expert + t * k, k);
-            if (most != 0) share = mass_at(score, unit->expert + t * k, k) / most;
+            if (most != 0)
+                share = mass_at(score, unit->expert + t * unit->slots, unit->slots) / most;
         }
         add_share(unit, unit->tokens + t, share);
     }
@@ -332,7 +382,7 @@ static void add_losses(struct unit *unit, const struct unit_context *c) {
     for (int64_t t = 0; t < c->n; t++) {
         const struct losses_token token = {.score = c->scores + t * unit->experts,
                                            .logit = c->logits + t * unit->experts,
-                                           .first = unit->expert[t * k],
+                                           .first = unit->expert[t * unit->slots],
                                            .top = top->expert + t * k,
                                            .document = c->ordered ? c->document[t] : -1};
         losses_add(unit->losses, &token);
@@ -342,7 +392,10 @@ static void add_losses(struct unit *unit, const struct unit_context *c) {
 void unit_accumulate(struct unit *unit, const struct unit_context *c) {
     int64_t different = 0;
     if (unit->hidden) return;
-    add_loads(unit, c);
+    if (unit->sparse)
+        add_sparse_loads(unit, c);
+    else
+        add_loads(unit, c);
     add_ranks(unit, c->n);
     if (unit->document) add_documents(unit, c);
     if (unit->losses) add_losses(unit, c);

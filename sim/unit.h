@@ -32,15 +32,18 @@ struct unit {
     float *product; /* [n,E] scores times bias, where the rule multiplies */
     float *seen;    /* [batch,E] scores of the open batch, where the rule needs them */
     float *sorting; /* [2,batch] scratch of such a rule */
+    void *batch;    /* route_batch_bytes, where the gate needs whole batches */
     int experts;
     const struct route_rows *rows; /* of the chunk in flight; of noise and hash layers */
     float *logit, *score; /* [n,E] what a gate with noise or a dtype sees; NULL: what is recorded */
     int32_t *table;       /* [vocabulary,k] of balanced-hash */
+    int slots;            /* width of a row of choices: k unless the gate gives tokens more */
+    bool sparse;          /* rows may hold empty slots (ROUTE_NONE) */
     struct unit *leader; /* earlier unit with the very same choices and bias: only weights differ */
 
     /* of the chunk in flight */
-    int32_t *expert; /* [n,k] */
-    float *weight;   /* [n,k] */
+    int32_t *expert; /* [n,slots] */
+    float *weight;   /* [n,slots] */
     uint8_t *tie;    /* [n] */
     uint8_t *escape; /* [n] */
 
@@ -51,9 +54,12 @@ struct unit {
     double *received;  /* [E] */
     int64_t *document; /* [D,E] or NULL */
     int64_t ties, escapes, agreed;
-    double mass; /* sum over tokens of the share of score mass kept */
+    int64_t kept;     /* choices that are not empty */
+    int64_t unrouted; /* tokens without any expert */
+    int most;         /* experts of the token that has most */
+    double mass;      /* sum over tokens of the share of score mass kept */
     double *shift, *first_sum,
-        *second_sum; /* [k] of the weight at each rank, less its first value */
+        *second_sum; /* [slots] of the weight at each rank, less its first value */
 
     struct losses *losses; /* NULL when not asked */
 
@@ -89,8 +95,9 @@ bool unit_needs_rows(const struct unit *unit);
 /* Does it route on scores of all experts (which units can then share)? */
 bool unit_takes_scores(const struct unit *unit);
 
-/* Routes n tokens of finite logits[n,E], feeding the balance batches and moving the bias after each
- * full one. scores[n,E]: of the unit's score function, when unit_takes_scores; else not read. */
+/* Routes n tokens of finite logits[n,E] (a whole balance batch, or the last one, where the gate
+ * needs that), feeding the balance batches and moving the bias after each full one. scores[n,E]: of
+ * the unit's score function, when unit_takes_scores; else not read. */
 void unit_route(struct unit *unit, const float *logits, const float *scores, int64_t n,
                 void *scratch);
 

@@ -293,19 +293,23 @@ static bool check_ranks(const struct variant *v, const struct source *source, st
     return true;
 }
 
-/* Rules that look at the scores of a whole batch must hold them in memory. */
+/* Rules and gates that look at the scores of a whole batch must hold them in memory. */
 static bool check_memory(const struct variant *v, const struct bias_rule *rule,
-                         const struct source *source, struct err *err) {
+                         const struct variant_layer *at, const struct source *source,
+                         struct err *err) {
     const double most = 1073741824.0;
     int64_t batch = v->batch_tokens < source->tokens ? v->batch_tokens : source->tokens;
-    for (int l = 0; rule && rule->needs_scores && l < source->layers; l++)
-        if ((double)batch * source->layer[l].experts * sizeof(float) > most)
+    for (int l = 0; l < source->layers; l++) {
+        bool by_gate = gate_needs_batch(&at[l].gate), by_rule = rule && rule->needs_scores;
+        double row = (by_gate ? 8 : 1) * source->layer[l].experts * (double)sizeof(float);
+        if ((by_gate || by_rule) && (double)batch * row > most)
             return err_set(
                 err, ERR_USAGE,
-                "--batch-tokens: found %lld, expected at most %.0f with bias rule %s (it "
-                "holds the scores of a batch in memory)",
-                (long long)v->batch_tokens, most / (source->layer[l].experts * sizeof(float)),
-                rule->name);
+                "--batch-tokens: found %lld, expected at most %.0f with %s (it holds the "
+                "scores of a batch in memory)",
+                (long long)v->batch_tokens, most / row,
+                by_gate ? "a gate that needs whole batches" : rule->name);
+    }
     return true;
 }
 
@@ -339,13 +343,12 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
     v->same_why = "";
     print_words(v, &words, p);
-    if (!check_ranks(v, p->source, err) || !check_memory(v, words.rule, p->source, err))
-        return false;
+    if (!check_ranks(v, p->source, err)) return false;
     for (int l = 0; l < p->source->layers; l++)
         if (!resolve(&words, &p->source->layer[l], p->source->ids, &layer[l], err))
             return err_context(err, "variant %d: layer %d", v->number, p->source->layer[l].layer);
     summarise_layers(v, layer, p->source);
-    return true;
+    return check_memory(v, words.rule, layer, p->source, err);
 }
 
 /* ---- law 5 */
@@ -383,6 +386,20 @@ void variant_set_derive(struct variant_set *set, const struct source *source) {
 
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer) {
     return &set->at[(int64_t)variant * set->layers + layer];
+}
+
+bool variant_needs_batch(const struct variant_set *set, int variant) {
+    bool any = false;
+    for (int l = 0; l < set->layers; l++)
+        any = any || gate_needs_batch(&variant_at(set, variant, l)->gate);
+    return any;
+}
+
+bool variant_is_causal(const struct variant_set *set, int variant) {
+    bool all = true;
+    for (int l = 0; l < set->layers; l++)
+        all = all && gate_is_causal(&variant_at(set, variant, l)->gate);
+    return all;
 }
 
 bool variant_set_build(struct variant_set *set, const struct variant_lists *lists,

@@ -88,6 +88,11 @@ void variant_set_derive(struct variant_set *set, const struct source *source);
 void variant_set_free(struct variant_set *set);
 const struct variant_layer *variant_at(const struct variant_set *set, int variant, int layer);
 
+/* Does a variant look at whole balance batches at any layer (router/batch.h)? */
+bool variant_needs_batch(const struct variant_set *set, int variant);
+/* Is no token's choice moved by a later token, at any layer? */
+bool variant_is_causal(const struct variant_set *set, int variant);
+
 /* The largest number of ranks up to 8 that divides the experts of every layer. */
 int variant_default_ranks(const struct source *source);
 

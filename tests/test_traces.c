@@ -553,9 +553,10 @@ static void check_results(const char *path, int variants) {
         "ranks",         "layer",     "maxvio_global", "maxvio_batch", "cv",
         "gini",          "entropy",   "load_min",      "load_max",     "ties",
         "group_escapes", "agreement", "mass_retained", "rank_maxvio",  "efficiency",
-        "same_as"};
-    assert_int_equal(table_columns(summary), 21);
-    for (int c = 0; c < 21; c++) assert_string_equal(table_column(summary, c)->name, names[c]);
+        "same_as",       "dropped",   "unrouted",      "experts_mean", "experts_max",
+        "causal"};
+    assert_int_equal(table_columns(summary), 26);
+    for (int c = 0; c < 26; c++) assert_string_equal(table_column(summary, c)->name, names[c]);
     assert_true(table_is_null(summary, 0, 6)); /* the mean comes first */
     test_near(table_number(summary, 0, 7), 1.0, 0);
     test_near(table_number(summary, 0, 12), 5.0, 0);

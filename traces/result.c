@@ -19,8 +19,8 @@
 
 /* X(member, table, number of columns) */
 #define RESULT_TABLES(X)                                                                           \
-    X(variant, "result_variant", 10)                                                               \
-    X(layer, "result_layer", 15)                                                                   \
+    X(variant, "result_variant", 11)                                                               \
+    X(layer, "result_layer", 19)                                                                   \
     X(expert, "result_expert", 5)                                                                  \
     X(batch, "result_batch", 6)                                                                    \
     X(loss, "result_loss", 4)                                                                      \
@@ -174,6 +174,7 @@ bool result_variant(struct result *result, const struct result_variant *v, struc
     if (v->ranks > 0) sqlite3_bind_int(row, 8, v->ranks);
     if (v->same_as > 0) sqlite3_bind_int(row, 9, v->same_as);
     bind_text(row, 10, v->same_why);
+    sqlite3_bind_int(row, 11, v->causal);
     return db_run(&result->db, row, err);
 }
 
@@ -187,6 +188,9 @@ bool result_layer(struct result *result, const struct result_layer *l, struct er
     for (int i = 0; i < 5; i++) bind_real(row, 3 + i, front[i]);
     for (int i = 0; i < 4; i++) bind_count(row, 8 + i, counts[i]);
     for (int i = 0; i < 4; i++) bind_real(row, 12 + i, back[i]);
+    const double choices[] = {l->dropped, l->unrouted, l->experts_mean};
+    for (int i = 0; i < 3; i++) bind_real(row, 16 + i, choices[i]);
+    bind_count(row, 19, l->experts_max);
     return db_run(&result->db, row, err);
 }
 

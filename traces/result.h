@@ -35,6 +35,7 @@ struct result_variant {
     int ranks;   /* 0 = not asked */
     int same_as; /* 0 = none; else a smaller variant that this one provably equals in load */
     const char *same_why; /* what follows from the specifications; "" when same_as is 0 */
+    bool causal;          /* no token's experts depend on later tokens (at any layer) */
 };
 
 /* Measures of one variant at one layer (DESIGN section 8). NaN = does not apply. */
@@ -44,6 +45,9 @@ struct result_layer {
     int64_t load_min, load_max;  /* tokens */
     int64_t ties, group_escapes; /* -1 = does not apply (trace of ids or counts) */
     double agreement, mass_retained, rank_maxvio, efficiency;
+    double dropped, unrouted; /* shares of choices that a capacity dropped, of tokens without any */
+    double experts_mean;      /* experts of a token */
+    int64_t experts_max;
 };
 
 struct result; /* a result being written */

@@ -103,7 +103,8 @@ CREATE TABLE result_variant ( -- one gate with one bias rule, batch size and num
   batch_tokens INTEGER NOT NULL,    -- of a balance batch
   ranks        INTEGER,             -- NULL when not asked
   same_as      INTEGER,             -- smaller variant that this one provably equals in load; else NULL
-  same_why     TEXT NOT NULL        -- the proof in words; '' when same_as is NULL
+  same_why     TEXT NOT NULL,       -- the proof in words; '' when same_as is NULL
+  causal       INTEGER NOT NULL     -- 0: a token's experts depend on later tokens of its balance batch
 ) STRICT;
 
 CREATE TABLE result_layer ( -- measures of a variant at a layer; definitions in the manual, "Measures"
@@ -122,6 +123,10 @@ CREATE TABLE result_layer ( -- measures of a variant at a layer; definitions in 
   mass_retained REAL,    -- sum of chosen scores / sum of the k highest scores, mean over tokens
   rank_maxvio   REAL,    -- max / mean - 1 of the load of ranks; NULL without ranks
   efficiency    REAL,    -- mean over batches of mean / max load of ranks; NULL without ranks
+  dropped       REAL,    -- share of the k T choices that a capacity dropped; load counts what was kept
+  unrouted      REAL,    -- share of tokens without any expert
+  experts_mean  REAL,    -- experts of a token, mean over tokens
+  experts_max   INTEGER, -- experts of the token that has most
   PRIMARY KEY (variant, layer)
 ) STRICT, WITHOUT ROWID;
 
@@ -209,16 +214,18 @@ CREATE TABLE result_rank_weight ( -- gate weights by rank of selection
   PRIMARY KEY (variant, layer, rank)
 ) STRICT, WITHOUT ROWID;
 
-CREATE VIEW replay_summary AS -- One row per variant and layer; layer NULL = mean over layers (ties, group_escapes: sum).
+CREATE VIEW replay_summary AS -- One row per variant and layer; layer NULL = mean over layers (ties, group_escapes: sum; experts_max: max).
   SELECT v.variant, v.gate, v.bias_rule, v.bias_rate, v.batch_tokens, v.ranks, l.layer,
          l.maxvio_global, l.maxvio_batch, l.cv, l.gini, l.entropy, l.load_min, l.load_max,
-         l.ties, l.group_escapes, l.agreement, l.mass_retained, l.rank_maxvio, l.efficiency, v.same_as
+         l.ties, l.group_escapes, l.agreement, l.mass_retained, l.rank_maxvio, l.efficiency, v.same_as,
+         l.dropped, l.unrouted, l.experts_mean, l.experts_max, v.causal
     FROM result_variant v JOIN result_layer l USING (variant)
   UNION ALL
   SELECT v.variant, v.gate, v.bias_rule, v.bias_rate, v.batch_tokens, v.ranks, NULL,
          avg(l.maxvio_global), avg(l.maxvio_batch), avg(l.cv), avg(l.gini), avg(l.entropy),
          avg(l.load_min), avg(l.load_max), sum(l.ties), sum(l.group_escapes), avg(l.agreement),
-         avg(l.mass_retained), avg(l.rank_maxvio), avg(l.efficiency), v.same_as
+         avg(l.mass_retained), avg(l.rank_maxvio), avg(l.efficiency), v.same_as,
+         avg(l.dropped), avg(l.unrouted), avg(l.experts_mean), max(l.experts_max), v.causal
     FROM result_variant v JOIN result_layer l USING (variant) GROUP BY v.variant;
 
 CREATE VIEW expert_load AS -- Load and gate weight of every expert.
