@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "sim/routed.h"
+
 bool exchange_init(struct exchange *x, const struct placement_shape *shape, struct arena *arena,
                    struct err *err) {
     size_t ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
@@ -72,6 +74,10 @@ void exchange_batch(struct exchange *x, const int64_t *token, int64_t group, con
         int source = (int)(i / x->tokens_per_rank);
         for (int j = 0; j < k; j++) {
             int e = row[j];
+            if (e == ROUTED_NONE) {
+                x->dropped++;
+                continue;
+            }
             if (x->expert_tokens[e]++ >= x->capacity && x->capacity > 0) {
                 x->dropped++;
                 continue;

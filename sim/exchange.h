@@ -24,7 +24,7 @@ struct exchange {
     struct comm_traffic *traffic;   /* [R] result */
     int64_t *rank_seen, *node_seen; /* [R] token that last went there */
     int64_t *matrix;                /* [R,R] copies to distinct ranks, or NULL: not wanted */
-    int64_t dropped;                /* result */
+    int64_t dropped;                /* result: empty slots, and beyond the capacity */
 };
 
 /* Buffers for a placement's shape from the arena; call exchange_place before the first batch. */

@@ -28,6 +28,16 @@ void note_biases(const struct variant_set *set, struct str *notes) {
                notes);
 }
 
+static bool looks_ahead(const struct variant_layer *at) { return !gate_is_causal(&at->gate); }
+
+void note_causality(const struct variant_set *set, struct str *notes) {
+    note_those(
+        set, looks_ahead,
+        ": not causal: a token's experts depend on later tokens of its balance batch (a form "
+        "for training; generation cannot run it)\n",
+        notes);
+}
+
 void note_twins(const struct variant_set *set, struct str *notes) {
     for (int i = 0; i < set->count; i++) {
         const char *why = set->variant[i].same_why;

@@ -16,15 +16,24 @@ static bool native_only(const struct variant_lists *l) {
     return gates && l->scores.count == 0 && l->groups.count == 0 && l->bias_rules.count == 0;
 }
 
-/* A row of choices has k experts here. */
+/* A row of choices has at most k experts here. */
 static bool check_full(const struct variant_set *set, struct err *err) {
-    for (int i = 0; i < set->count; i++)
-        for (int l = 0; l < set->layers; l++)
-            if (variant_at(set, i, l)->gate.cut != CUT_NONE)
+    for (int i = 0; i < set->count; i++) {
+        for (int l = 0; l < set->layers; l++) {
+            const struct gate *gate = &variant_at(set, i, l)->gate;
+            if (gate->cut != CUT_NONE)
                 return err_set(err, ERR_UNSUPPORTED,
                                "variant %d: found topp or threshold, expected a gate that gives "
                                "every token k experts (replay measures the others)",
                                set->variant[i].number);
+            if (gate->assign == ASSIGN_EXPERT)
+                return err_set(err, ERR_UNSUPPORTED,
+                               "variant %d: found expert choice, expected at most k experts a "
+                               "token (its loads are equal by construction: compare with the "
+                               "balanced law)",
+                               set->variant[i].number);
+        }
+    }
     return true;
 }
 
@@ -94,40 +103,60 @@ static bool recorded(const struct routed *routed, int layer, uint16_t *expert, s
     return ok;
 }
 
-/* Which tokens a chunk holds, for units that draw by token. */
-struct chunk_rows {
-    struct route_rows rows;
-    int64_t token[CHUNK_TOKENS];
+/* What a chunk needs: rules look at scores, so units get them as in the replay. */
+struct chunk {
+    int64_t tokens; /* n */
+    bool whole;     /* all chunks but the last must be full */
+    float *scores;  /* [n,E] */
+    float *joined;  /* [n,E]; only when whole */
+    void *scratch;
+    struct route_rows rows; /* which tokens, for units that draw by token */
+    int64_t *token;         /* [n] behind rows */
 };
 
-static void fill_chunk_rows(struct chunk_rows *c, const struct routed *routed, int64_t first,
+/* The next rows, at most a chunk of them; exactly a chunk, or what is left, when whole. */
+static bool next_rows(const struct source *source, struct source_reader *reader,
+                      const struct chunk *chunk, int experts, int64_t at, const float **logits,
+                      int64_t *n, struct err *err) {
+    int64_t left = source->tokens - at, max = left < chunk->tokens ? left : chunk->tokens, m;
+    if (!chunk->whole) return source->rows(reader, at, max, logits, n, err);
+    for (int64_t got = 0; got < max; got += m) {
+        if (!source->rows(reader, at + got, max - got, logits, &m, err)) return false;
+        memcpy(chunk->joined + got * experts, *logits, (size_t)(m * experts) * sizeof(float));
+    }
+    *logits = chunk->joined;
+    *n = max;
+    return true;
+}
+
+static void fill_chunk_rows(struct chunk *c, const struct routed *routed, int64_t first,
                             int64_t n) {
     for (int64_t t = 0; t < n; t++) c->token[t] = first + t;
     c->rows.token = c->token;
     c->rows.id = routed->ids.id ? routed->ids.id + first : NULL;
 }
 
-/* scores[CHUNK_TOKENS,E] scratch; rules look at scores, so units get them as in the replay. */
 static bool stream(const struct routed *routed, struct unit *unit, int layer, uint16_t *expert,
-                   float *scores, struct chunk_rows *rows, void *scratch, struct err *err) {
+                   struct chunk *chunk, struct err *err) {
     const struct source *source = &routed->source;
     struct source_reader *reader = source->open(source, layer, err);
-    int k = unit->gate.topk;
+    int k = unit->slots;
     bool ok = reader != NULL;
     for (int64_t at = 0; ok && at < source->tokens;) {
         const float *logits;
-        int64_t left = source->tokens - at, n;
-        ok = source->rows(reader, at, left < CHUNK_TOKENS ? left : CHUNK_TOKENS, &logits, &n, err);
+        int64_t n;
+        ok = next_rows(source, reader, chunk, unit->experts, at, &logits, &n, err);
         if (ok && route_first_not_finite(logits, n * unit->experts) >= 0)
             ok = err_set(err, ERR_DATA,
                          "%s: layer %d: found a logit that is no finite number near token %lld",
                          source->name, source->layer[layer].layer, (long long)at);
         if (!ok) break;
         bool identity = unit->gate.score == SCORE_IDENTITY;
-        if (!identity) route_scores(unit->gate.score, unit->experts, n, logits, scores);
-        fill_chunk_rows(rows, routed, at, n);
-        unit_route(unit, logits, identity ? logits : scores, n, scratch);
-        for (int64_t i = 0; i < n * k; i++) expert[at * k + i] = (uint16_t)unit->expert[i];
+        if (!identity) route_scores(unit->gate.score, unit->experts, n, logits, chunk->scores);
+        fill_chunk_rows(chunk, routed, at, n);
+        unit_route(unit, logits, identity ? logits : chunk->scores, n, chunk->scratch);
+        for (int64_t i = 0; i < n * k; i++) /* ROUTE_NONE becomes ROUTED_NONE */
+            expert[at * k + i] = (uint16_t)unit->expert[i];
         at += n;
     }
     source->close(reader);
@@ -139,31 +168,37 @@ bool routed_choices(const struct routed *routed, int variant, int layer, uint16_
     if (!routed->scores) return recorded(routed, layer, expert, err);
     const struct source_layer *at = &routed->source.layer[layer];
     const struct variant *v = &routed->set.variant[variant];
-    struct chunk_rows rows = {.rows = {.seed = routed->set.seed, .layer = at->layer}};
+    int64_t tokens = routed->source.tokens;
+    struct chunk chunk = {CHUNK_TOKENS, .whole = variant_needs_batch(&routed->set, variant)};
+    if (chunk.whole) chunk.tokens = v->batch_tokens < tokens ? v->batch_tokens : tokens;
+    chunk.rows = (struct route_rows){.seed = routed->set.seed, .layer = at->layer};
     struct unit_setup setup = {.variant = v,
                                .at = variant_at(&routed->set, variant, layer),
-                               .total_tokens = routed->source.tokens,
-                               .chunk = CHUNK_TOKENS,
+                               .total_tokens = tokens,
+                               .chunk = chunk.tokens,
                                .captured = at->bias,
                                .experts = at->experts,
                                .ids_of_tokens = &routed->ids,
-                               .rows = &rows.rows,
+                               .rows = &chunk.rows,
                                .hidden = true};
     struct arena arena;
     struct unit unit;
     struct batches batches, *drive = &batches;
     arena_init(&arena, "routed");
-    void *scratch = arena_alloc(&arena, 1, route_scratch_bytes(at->experts));
-    float *scores = arena_alloc(&arena, CHUNK_TOKENS, (size_t)at->experts * sizeof *scores);
-    bool ok = ((scratch && scores) || err_memory(err, "routing")) &&
-              unit_init(&unit, &setup, &arena, err);
+    size_t row = (size_t)at->experts * sizeof(float);
+    chunk.scratch = arena_alloc(&arena, 1, route_scratch_bytes(at->experts));
+    chunk.scores = arena_alloc(&arena, (size_t)chunk.tokens, row);
+    if (chunk.whole) chunk.joined = arena_alloc(&arena, (size_t)chunk.tokens, row);
+    chunk.token = arena_alloc(&arena, (size_t)chunk.tokens, sizeof *chunk.token);
+    bool buffers = chunk.scratch && chunk.scores && chunk.token && (chunk.joined || !chunk.whole);
+    bool ok = (buffers || err_memory(err, "routing")) && unit_init(&unit, &setup, &arena, err);
     if (ok && unit.rule) {
         ok = batches_init(&batches, &arena, at->experts, 1, v->batch_tokens, routed->source.tokens,
                           err);
         unit.batches = &drive;
         unit.batch_sets = 1;
     }
-    ok = ok && stream(routed, &unit, layer, expert, scores, &rows, scratch, err);
+    ok = ok && stream(routed, &unit, layer, expert, &chunk, err);
     arena_free(&arena);
     return ok;
 }

@@ -15,6 +15,9 @@
 #include "sim/variant.h"
 #include "traces/trace.h"
 
+/* In an empty slot: a choice that a capacity dropped. */
+enum { ROUTED_NONE = UINT16_MAX };
+
 struct routed {
     const struct trace *trace; /* borrowed */
     bool scores;
@@ -24,9 +27,9 @@ struct routed {
     int variants;           /* 1 for a trace of ids */
 };
 
-/* Resolves the variants. Refuses traces of counts (no token's choices) and, for traces of ids,
- * lists that ask for more than the native gate ("needs router scores"); and gates that leave slots
- * empty (topp, threshold). */
+/* Resolves the variants. Refuses traces of counts (no token's choices); for traces of ids, lists
+ * that ask for more than the native gate ("needs router scores"); topp and threshold, which leave
+ * slots empty; and expert choice, whose tokens have more experts than slots. */
 bool routed_open(struct routed *routed, const struct trace *trace,
                  const struct variant_lists *lists, struct err *err);
 void routed_free(struct routed *routed);
@@ -38,7 +41,8 @@ const char *routed_bias_rule(const struct routed *routed, int variant);
 double routed_bias_rate(const struct routed *routed, int variant);
 int routed_topk(const struct routed *routed, int variant, int layer);
 
-/* expert[T,k] <- the choices at router index `layer`, in token order. Thread-safe for different
+/* expert[T,k] <- the choices at router index `layer`, in token order, or ROUTED_NONE.
+ * Gates that need whole balance batches get the variant's. Thread-safe for different
  * arrays. */
 bool routed_choices(const struct routed *routed, int variant, int layer, uint16_t *expert,
                     struct err *err);

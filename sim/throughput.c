@@ -64,6 +64,7 @@ static void count_tokens(const struct trace *trace, struct loaded *l) {
         int64_t end = doc->first_token + doc->tokens;
         if (end > trace_tokens(trace)) end = trace_tokens(trace);
         for (int64_t i = doc->first_token * l->topk; i < end * l->topk; i++) {
+            if (l->expert[i] == ROUTED_NONE) continue;
             l->whole[l->expert[i]]++;
             if (domain) domain[l->expert[i]]++;
         }
@@ -73,7 +74,7 @@ static void count_tokens(const struct trace *trace, struct loaded *l) {
 static bool check_choices(const struct loaded *l, const char *path, int64_t tokens,
                           struct err *err) {
     for (int64_t i = 0; i < tokens * l->topk; i++)
-        if (l->expert[i] >= l->experts)
+        if (l->expert[i] >= l->experts && l->expert[i] != ROUTED_NONE)
             return err_set(err, ERR_DATA, "%s: found expert %d of %d", path, l->expert[i],
                            l->experts);
     return true;
@@ -152,6 +153,10 @@ static bool prepare(struct running *r, const struct routed *routed, const int64_
             cell->experts = experts > cell->experts ? experts : cell->experts;
         }
         cell->slots = cell->experts + p->replicas;
+        if (p->phase == PHASE_DECODE && routed->scores &&
+            !variant_is_causal(&routed->set, p->variant))
+            snprintf(cell->lacks, sizeof cell->lacks,
+                     "the gate looks ahead in its batch: generation cannot run it");
         cell->layer = calloc((size_t)layers, sizeof *cell->layer);
         cell->placed = malloc((size_t)layers * (size_t)cell->slots * sizeof *cell->placed);
         if (!cell->layer || !cell->placed) return err_memory(err, "cells");

@@ -427,6 +427,7 @@ bool variant_set_build(struct variant_set *set, const struct variant_lists *list
         made++;
     } while (next(&p, at));
     note_biases(set, &set->notes);
+    note_causality(set, &set->notes);
     bool automatic = false; /* then rates are still to be found: auto_rate derives */
     for (int i = 0; i < set->count; i++) automatic |= set->variant[i].schedule.automatic;
     if (!automatic) variant_set_derive(set, source);
