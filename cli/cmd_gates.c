@@ -37,6 +37,18 @@ static const struct part parts[] = {
 #define X(e, text, help) {"fn", text, help},
                         GATE_FNS(X)
 #undef X
+#define X(e, text, help) {"assign", text, help},
+                            GATE_ASSIGNS(X)
+#undef X
+#define X(e, text, help) {"capacity", text, help},
+                                GATE_DROPS(X)
+#undef X
+#define X(e, text, help) {"capacity-order", text, help},
+                                    GATE_TURNS(X)
+#undef X
+#define X(e, text, help) {"round", text, help},
+                                        GATE_ROUNDINGS(X)
+#undef X
 };
 
 static const size_t part_count = sizeof parts / sizeof *parts;
@@ -83,6 +95,23 @@ static void explain_part(struct table *table, const char *kind, int index, bool 
             row(table, kind, parts[i].name, parts[i].meaning, NULL);
 }
 
+/* What looks at a whole balance batch, and what that means for use. */
+static void explain_batch(struct table *table, const struct gate *gate) {
+    bool expert = gate->assign == ASSIGN_EXPERT, limited = gate->capacity > 0;
+    if (!gate_needs_batch(gate)) return;
+    explain_part(table, "assign", (int)gate->assign, gate->assign != ASSIGN_TOKEN);
+    if (limited)
+        row(table, "capacity", "C", "factor * k T / E tokens of a balance batch, at most T", NULL);
+    explain_part(table, "round", (int)gate->rounding, limited);
+    explain_part(table, "capacity", (int)gate->drop, limited && !expert);
+    explain_part(table, "capacity-order", (int)gate->turn, limited && gate->drop != DROP_PROB);
+    row(table, "needs", "batch",
+        gate_is_causal(gate) ? "a whole balance batch in a replay; causal: no later token matters"
+                             : "a whole balance batch; not causal: later tokens matter, so that "
+                               "training can run it and generation cannot",
+        NULL);
+}
+
 /* The canonical line, then every step that acts, in the order in which it acts. */
 static bool explain(struct table *table, const char *spec, struct err *err) {
     struct gate gate;
@@ -99,6 +128,7 @@ static bool explain(struct table *table, const char *spec, struct err *err) {
     explain_part(table, "fill", (int)gate.fill, gate.groups > 0);
     explain_part(table, "norm", (int)gate.norm, true);
     if (gate.scale != 1) row(table, "scale", "scale", "every weight times this, last", NULL);
+    explain_batch(table, &gate);
     return true;
 }
 

@@ -48,8 +48,9 @@ bool kept_add(void *context, const struct replay_row *row, struct err *err) {
     digest(&to->digest, &to->dynamics, sizeof to->dynamics);
     digest(&to->digest, to->maxvio, n * sizeof(double));
     digest(&to->digest, to->efficiency, n * sizeof(double));
-    digest(&to->digest, row->rank_mean, (size_t)row->topk * sizeof(double));
-    digest(&to->digest, row->rank_sd, (size_t)row->topk * sizeof(double));
+    size_t ranked = row->rank_mean ? (size_t)row->topk * sizeof(double) : 0;
+    digest(&to->digest, row->rank_mean, ranked);
+    digest(&to->digest, row->rank_sd, ranked);
     if (row->document) digest(&to->document_digest, row->document, e * sizeof *row->document);
     return true;
 }
