@@ -376,9 +376,9 @@ static void what_cannot_be_is_refused_with_the_reason(void **state) {
             fail_msg("%s: \"%s\" lacks \"%s\"", bad[i].gate, err.text, bad[i].reason);
     }
     gate = parse("gshard");
-    assert_false(gate_check(&gate, 8, false, &err));
+    assert_false(gate_check_native(&gate, 8, false, &err));
     assert_non_null(strstr(err.text, "whole balance batch"));
-    assert_true(gate_check_batch(&gate, 8, false, &err));
+    assert_true(gate_check(&gate, 8, false, &err));
 }
 
 static void batch_gates_round_trip_and_know_causality(void **state) {
