@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "sim/cluster.h"
 #include "sim/fit_layer.h"
+#include "sim/published.h"
 #include "sim/refit.h"
 #include "sim/timings.h"
 
@@ -121,12 +122,27 @@ static bool fit(const struct request *request, const char *path, struct err *err
     return ok;
 }
 
+/* Published systems beside the prediction, with every assumption. */
+static bool study(const struct request *request, const char *unused, struct err *err) {
+    (void)unused;
+    struct table *table = published_study(err);
+    bool ok = table && output_table(table, request->output, err);
+    if (ok && !request->output.json && !request->output.csv)
+        for (const char *const *line = published_assumptions; *line; line++)
+            printf("%s%s\n", line == published_assumptions ? "\nassumed: " : "assumed: ", *line);
+    table_free(table);
+    return ok;
+}
+
 static const struct action {
     const char *name;
     bool needs_argument;
     bool (*run)(const struct request *request, const char *argument, struct err *err);
-} actions[] = {
-    {"list", false, list}, {"show", true, show}, {"validate", true, validate}, {"fit", true, fit}};
+} actions[] = {{"list", false, list},
+               {"show", true, show},
+               {"validate", true, validate},
+               {"fit", true, fit},
+               {"study", false, study}};
 
 static bool dispatch(const struct request *request, const struct text_list *rest, struct err *err) {
     const char *name = rest->count > 0 ? rest->items[0] : "list";
@@ -139,8 +155,8 @@ static bool dispatch(const struct request *request, const struct text_list *rest
                            rest->count - 1, expected - 1);
         return a->run(request, a->needs_argument ? rest->items[1] : NULL, err);
     }
-    return err_set(err, ERR_USAGE, "found action \"%s\", expected list, show, validate or fit",
-                   name);
+    return err_set(err, ERR_USAGE,
+                   "found action \"%s\", expected list, show, validate, fit or study", name);
 }
 
 static bool run(const struct command *command, int argc, char **argv, struct err *err) {
@@ -168,7 +184,7 @@ static bool run(const struct command *command, int argc, char **argv, struct err
 
 const struct command command_cluster = {
     .name = "cluster",
-    .arguments = "list | show NAME | validate FILE.csv[.gz] | fit FILE.csv[.gz]",
+    .arguments = "list | show NAME | validate FILE.csv[.gz] | fit FILE.csv[.gz] | study",
     .summary = "named clusters, and the layer-time model against measured times",
     .example = "steelyard cluster show h100 > mine.json",
     .run = run};

@@ -6,6 +6,7 @@
 
 #include "base/csv.h"
 #include "base/file.h"
+#include "sim/published.h"
 #include "sim/refit.h"
 #include "tests/test.h"
 
@@ -302,6 +303,32 @@ static void constants_carry_over_to_another_gpu(void **state) {
     timings_free(&t);
 }
 
+/* ---- published systems */
+
+static void published_systems_are_bracketed_without_tuning(void **state) {
+    (void)state;
+    struct err err = {0};
+    struct table *t = published_study(&err);
+    test_ok(t != NULL, &err);
+    int ratio = table_find(t, "ratio"), overlap = table_find(t, "ratio_overlap"), balanced = 0;
+    for (int64_t i = 0; i < table_rows(t); i++) {
+        double serial_ms = table_number(t, i, table_find(t, "experts_ms")) +
+                           table_number(t, i, table_find(t, "comm_ms")) +
+                           table_number(t, i, table_find(t, "rest_ms"));
+        test_near(table_number(t, i, table_find(t, "predicted")),
+                  8e3 * table_number(t, i, table_find(t, "tokens_per_rank")) / serial_ms, 1e-9);
+        assert_true(table_number(t, i, overlap) > table_number(t, i, ratio));
+        assert_true(table_number(t, i, ratio) < 1.3 && table_number(t, i, overlap) > 1);
+        assert_true(*table_cell(t, i, table_find(t, "source")) != '\0');
+        if (strstr(table_cell(t, i, table_find(t, "load")), "balanced") == NULL) continue;
+        if (strcmp(table_cell(t, i, 1), "prefill") != 0) continue;
+        test_near(table_number(t, i, overlap), 1, 0.1); /* two batches in flight, even load */
+        balanced++;
+    }
+    assert_int_equal(balanced, 2);
+    table_free(t);
+}
+
 int test_timings(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(medians_equal_those_of_independently_drawn_loads),
@@ -309,6 +336,7 @@ int test_timings(void) {
         cmocka_unit_test(wide_ep_tables_are_modelled_row_by_row),
         cmocka_unit_test(a_fit_of_one_half_predicts_the_other_under_noise_and_outliers),
         cmocka_unit_test(left_out_groups_get_constants_of_the_others),
-        cmocka_unit_test(constants_carry_over_to_another_gpu)};
+        cmocka_unit_test(constants_carry_over_to_another_gpu),
+        cmocka_unit_test(published_systems_are_bracketed_without_tuning)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
