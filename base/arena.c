@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pages.h"
+
 enum { ALIGN = 64, FIRST_BLOCK = 1 << 16, LARGEST_BLOCK = 1 << 26 };
 
 struct arena_block {
@@ -21,7 +23,7 @@ void arena_init(struct arena *arena, const char *name) { *arena = (struct arena)
 static struct arena_block *block_create(size_t size) {
     struct arena_block *block = malloc(sizeof *block);
     if (!block) return NULL;
-    *block = (struct arena_block){.size = size, .memory = aligned_alloc(ALIGN, size)};
+    *block = (struct arena_block){.size = size, .memory = pages_alloc(size)};
     if (!block->memory) {
         free(block);
         return NULL;
@@ -46,7 +48,8 @@ static struct arena_block *block_with_room(struct arena *arena, size_t size) {
     return block;
 }
 
-void *arena_alloc(struct arena *arena, size_t count, size_t size) {
+/* Memory of *bytes <- count * size, rounded up. */
+static void *take(struct arena *arena, size_t count, size_t size, size_t *rounded) {
     size_t bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - ALIGN) return NULL;
     bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
@@ -58,7 +61,19 @@ void *arena_alloc(struct arena *arena, size_t count, size_t size) {
     block->used += bytes;
     arena->used_bytes += bytes;
     if (arena->used_bytes > arena->peak_bytes) arena->peak_bytes = arena->used_bytes;
-    return memset(memory, 0, bytes);
+    *rounded = bytes;
+    return memory;
+}
+
+void *arena_alloc(struct arena *arena, size_t count, size_t size) {
+    size_t bytes;
+    void *memory = take(arena, count, size, &bytes);
+    return memory ? memset(memory, 0, bytes) : NULL;
+}
+
+void *arena_room(struct arena *arena, size_t count, size_t size) {
+    size_t bytes;
+    return take(arena, count, size, &bytes);
 }
 
 char *arena_text(struct arena *arena, const char *text, size_t len) {

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/pages.h"
 #include "base/str.h"
 
 static bool map_file(struct spill *spill, const char *path, int fd, struct err *err) {
@@ -29,7 +30,7 @@ bool spill_open(struct spill *spill, size_t bytes, bool in_file, struct err *err
     const char *parent = getenv("TMPDIR");
     *spill = (struct spill){.bytes = bytes ? bytes : 1, .in_file = in_file};
     if (!in_file) {
-        spill->data = malloc(spill->bytes);
+        spill->data = pages_alloc(spill->bytes);
         return spill->data || err_memory(err, "array");
     }
     file_join(&path, parent && *parent ? parent : "/var/tmp", "steelyard-spill-XXXXXX");

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pages.h"
 #include "engine/model.h"
 
 enum { VOCAB_BLOCK = 4096, TOKEN_BLOCK = 1024 };
@@ -105,8 +106,7 @@ static bool pack_block(struct head *h, unsigned char **memory, size_t *capacity,
     if (loader.used_bytes > *capacity) {
         free(*memory);
         *capacity = loader.used_bytes;
-        void *fresh = NULL;
-        *memory = posix_memalign(&fresh, 64, *capacity) == 0 ? fresh : NULL;
+        *memory = pages_alloc(*capacity);
     }
     if (!*memory) return err_memory(err, "output matrix");
     loader.memory = *memory;
@@ -189,7 +189,7 @@ bool head_run(struct engine *engine, const struct engine_pass *pass, const struc
     int64_t rows = pass->tokens < TOKEN_BLOCK ? pass->tokens : TOKEN_BLOCK;
     int32_t *target = make_targets(pass);
     h.target = target;
-    h.logits = malloc((size_t)rows * VOCAB_BLOCK * sizeof *h.logits);
+    h.logits = pages_alloc((size_t)rows * VOCAB_BLOCK * sizeof *h.logits);
     h.sum = malloc(tokens * sizeof *h.sum);
     h.chosen = calloc(tokens, sizeof *h.chosen);
     h.last =

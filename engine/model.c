@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/pages.h"
 #include "base/str.h"
 #include "engine/checkpoint.h"
 #include "engine/families.h"
@@ -23,10 +24,9 @@ struct loader model_loader(const struct engine *engine, struct err *err) {
 }
 
 static unsigned char *aligned(size_t bytes, struct err *err) {
-    void *memory = NULL;
-    if (posix_memalign(&memory, 64, bytes ? bytes : 64) == 0) return memory;
-    err_memory(err, "weights of a layer");
-    return NULL;
+    void *memory = pages_alloc(bytes);
+    if (!memory) err_memory(err, "weights of a layer");
+    return memory;
 }
 
 /* Packs one layer into memory. */

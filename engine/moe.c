@@ -259,11 +259,11 @@ static bool allocate(struct mixture *x) {
     size_t blocks = tokens / ROUTE_BLOCK + 1;
     x->scratch_bytes = route_stream_scratch_bytes(x->stream);
     x->logits = forward_floats(x->f, x->tokens, x->spec->experts);
-    x->expert = arena_alloc(arena, choices, sizeof *x->expert);
-    x->weight = arena_alloc(arena, choices, sizeof *x->weight);
-    x->slot = arena_alloc(arena, choices, sizeof *x->slot);
-    x->row = arena_alloc(arena, choices, sizeof *x->row);
-    x->slot_weight = arena_alloc(arena, choices, sizeof *x->slot_weight);
+    x->expert = arena_room(arena, choices, sizeof *x->expert);
+    x->weight = arena_room(arena, choices, sizeof *x->weight);
+    x->slot = arena_room(arena, choices, sizeof *x->slot);
+    x->row = arena_room(arena, choices, sizeof *x->row);
+    x->slot_weight = arena_room(arena, choices, sizeof *x->slot_weight);
     x->begin = arena_alloc(arena, (size_t)x->spec->experts + 1, sizeof *x->begin);
     x->bad = arena_alloc(arena, blocks, sizeof *x->bad);
     x->scratch = arena_alloc(arena, (size_t)pool_size(x->f->pool), x->scratch_bytes);

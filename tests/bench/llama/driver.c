@@ -42,7 +42,7 @@ static double mean_nll(struct llama_context *context, const struct llama_batch *
 
 static void quiet(enum ggml_log_level level, const char *text, void *data) {
     (void)data;
-    if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+    if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
 }
 
 static bool evaluate(struct llama_context *context, struct llama_batch *batch, int tokens,
