@@ -109,7 +109,8 @@ static bool run_kernel(struct heads *h, const float *v, int64_t ldv, int64_t hea
                             .span = s->window,
                             .chunk = s->chunk,
                             .scale = s->scale,
-                            .sink = h->weights->sinks};
+                            .sink = h->weights->sinks,
+                            .bf16 = f->bf16};
     size_t bytes = attention_bytes(&job, f->pool);
     void *work = bytes ? arena_room(&f->scratch, bytes, 1) : NULL;
     if (!work) return err_memory(f->err, "attention");

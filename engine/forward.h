@@ -17,6 +17,7 @@ struct forward {
     const struct model_spec *spec; /* borrows all */
     const struct kernels *kernels;
     struct pool *pool;
+    bool bf16;                      /* --compute bf16 */
     const struct rope_table *ropes; /* [2 * rope_count]: for short and for long windows */
     const int32_t *position;        /* [M] within the window */
     const bool *is_long;  /* [M] the window is longer than a longrope's threshold; or NULL */

@@ -237,6 +237,7 @@ static bool run_layers(struct pass *p) {
     struct forward f = {.spec = &engine->spec,
                         .kernels = engine->kernels,
                         .pool = engine->pool,
+                        .bf16 = engine->bf16,
                         .ropes = p->ropes,
                         .start = p->start,
                         .err = p->err};

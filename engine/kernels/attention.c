@@ -7,7 +7,11 @@
  * panels once for all heads that share them, then both products run on the tiles of the GEMM.
  *
  * Key tiles are counted from the window's start and each row touches only the keys it sees, so its
- * sums do not depend on how queries are grouped or on what other tokens hold (law 3). */
+ * sums do not depend on how queries are grouped or on what other tokens hold (law 3).
+ *
+ * With `bf16` both products run on bf16 panels: keys as pairs along the head's dimension, values as
+ * pairs along the keys; queries and probabilities are rounded as they are packed. The softmax is
+ * f32 either way. */
 #include "engine/kernels/packed.h"
 
 #include <assert.h>
@@ -26,8 +30,11 @@ struct plan {
     const struct attention *job;
     int64_t padded;       /* keys of all windows, each padded to whole panels */
     int64_t value_panels; /* panels of 32 value columns */
-    float *keys;          /* [kv_heads][padded / 32][dim][32] */
-    float *values;        /* [kv_heads][window][value panel][padded keys of the window][32] */
+    enum panel_kind kind; /* of both products: PANEL_F32 or PANEL_DOT */
+    int64_t element;      /* bytes of one */
+    int64_t depth;        /* rows of a key panel: dim, in bf16 padded to 32 */
+    char *keys;           /* [kv_heads][padded / 32][depth][32] */
+    char *values;         /* [kv_heads][window][value panel][padded keys of the window][32] */
     struct span *spans;   /* query tiles, then key tiles */
     int64_t query_tiles, key_tiles;
     char *scratch;         /* [workers] */
@@ -43,34 +50,79 @@ static int64_t padded_start(const struct attention *job, int window) {
     return round_up(job->start[window] - job->start[0], PANEL_COLS) + (int64_t)window * PANEL_COLS;
 }
 
-static float *panel_of_keys(const struct plan *plan, int kv_head, int window, int64_t key) {
+static void *panel_of_keys(const struct plan *plan, int kv_head, int window, int64_t key) {
     const struct attention *job = plan->job;
-    return plan->keys + (kv_head * plan->padded + padded_start(job, window) + key) * job->dim;
+    int64_t at = kv_head * plan->padded + padded_start(job, window) + key;
+    return plan->keys + at * plan->depth * plan->element;
 }
 
-static float *panel_of_values(const struct plan *plan, int kv_head, int window, int64_t panel) {
+static void *panel_of_values(const struct plan *plan, int kv_head, int window, int64_t panel) {
     const struct attention *job = plan->job;
     int64_t padded = round_up(window_tokens(job, window), PANEL_COLS);
     int64_t base = kv_head * plan->padded + padded_start(job, window);
-    return plan->values + (base * plan->value_panels + panel * padded) * PANEL_COLS;
+    int64_t at = (base * plan->value_panels + panel * padded) * PANEL_COLS;
+    return plan->values + at * plan->element;
 }
 
 /* ---- keys and values into panels */
 
+/* Values of one key in a panel's columns, zeros behind the last column. */
+static void pack_value(const struct attention *job, const float *from, int64_t panel, float *to) {
+    int64_t left = job->dim_v - panel * PANEL_COLS, cols = left < PANEL_COLS ? left : PANEL_COLS;
+    memcpy(to, from + panel * PANEL_COLS, (size_t)cols * sizeof *to);
+    memset(to + cols, 0, (size_t)(PANEL_COLS - cols) * sizeof *to);
+}
+
+/* Two keys side by side, a bf16 pair a column. */
+static void pack_value_pair(const struct plan *plan, const float *first, const float *second,
+                            int64_t panel, uint16_t *to) {
+    float wide[PANEL_COLS];
+    uint16_t half[2][PANEL_COLS] = {{0}};
+    pack_value(plan->job, first, panel, wide);
+    plan->kernels->f32_to_bf16(half[0], wide, PANEL_COLS);
+    if (second) {
+        pack_value(plan->job, second, panel, wide);
+        plan->kernels->f32_to_bf16(half[1], wide, PANEL_COLS);
+    }
+    for (int c = 0; c < PANEL_COLS; c++) to[2 * c] = half[0][c], to[2 * c + 1] = half[1][c];
+}
+
+/* Keys [first, last) of a window; where the window ends, zeros to the end of the panel. */
 static void pack_values(const struct plan *plan, int kv_head, int window, int64_t first,
                         int64_t last) {
     const struct attention *job = plan->job;
+    const bool end = last == window_tokens(job, window);
+    const float *from = job->v + job->start[window] * job->ldv + kv_head * job->head_v;
     for (int64_t p = 0; p < plan->value_panels; p++) {
-        float *panel = panel_of_values(plan, kv_head, window, p);
-        int64_t left = job->dim_v - p * PANEL_COLS, cols = left < PANEL_COLS ? left : PANEL_COLS;
-        for (int64_t key = first; key < last; key++) {
-            float *to = panel + key * PANEL_COLS;
-            const float *from = job->v + (job->start[window] + key) * job->ldv +
-                                kv_head * job->head_v + p * PANEL_COLS;
-            memcpy(to, from, (size_t)cols * sizeof *to);
-            memset(to + cols, 0, (size_t)(PANEL_COLS - cols) * sizeof *to);
-        }
+        char *panel = panel_of_values(plan, kv_head, window, p);
+        const int64_t row = PANEL_COLS * plan->element;
+        int64_t key = first;
+        for (; key < last && plan->kind == PANEL_F32; key++)
+            pack_value(job, from + key * job->ldv, p, (float *)(panel + key * row));
+        for (; key < last; key += 2)
+            pack_value_pair(plan, from + key * job->ldv,
+                            key + 1 < last ? from + (key + 1) * job->ldv : NULL, p,
+                            (uint16_t *)(panel + key * row));
+        if (end) memset(panel + key * row, 0, (size_t)((round_up(last, PANEL_COLS) - key) * row));
     }
+}
+
+/* `cols` keys from `from` on into a panel. */
+static void pack_keys(const struct plan *plan, const float *from, int cols, void *panel) {
+    const struct attention *job = plan->job;
+    uint16_t half[PANEL_COLS][BLOCK_K_DOT];
+    if (plan->kind == PANEL_F32) {
+        plan->kernels->transpose(panel, from, job->ldk * (int64_t)sizeof *from, cols, job->dim,
+                                 false);
+        return;
+    }
+    for (int c = 0; c < cols; c++) {
+        if (job->dim % 2) half[c][job->dim] = 0;
+        plan->kernels->f32_to_bf16(half[c], from + c * job->ldk, job->dim);
+    }
+    const int64_t units = div_up(job->dim, 2), padded = plan->depth / 2;
+    plan->kernels->transpose(panel, half, sizeof half[0], cols, units, false);
+    memset((uint32_t *)panel + units * PANEL_COLS, 0, (size_t)(padded - units) * PANEL_COLS * 4);
 }
 
 static void pack_job(void *context, int64_t index, int worker) {
@@ -85,14 +137,9 @@ static void pack_job(void *context, int64_t index, int worker) {
         int cols = last - key < PANEL_COLS ? (int)(last - key) : PANEL_COLS;
         const float *from =
             job->k + (job->start[span.window] + key) * job->ldk + kv_head * job->head_k;
-        plan->kernels->transpose((uint32_t *)panel_of_keys(plan, kv_head, span.window, key), from,
-                                 job->ldk * (int64_t)sizeof(float), cols, job->dim, false);
+        pack_keys(plan, from, cols, panel_of_keys(plan, kv_head, span.window, key));
     }
     pack_values(plan, kv_head, span.window, span.first, last);
-    if (last == tokens) /* the last panel is read in pairs of keys */
-        for (int64_t p = 0; p < plan->value_panels; p++)
-            memset(panel_of_values(plan, kv_head, span.window, p) + last * PANEL_COLS, 0,
-                   (size_t)(round_up(last, PANEL_COLS) - last) * PANEL_COLS * sizeof(float));
 }
 
 /* ---- a group of at most tile_rows queries of one head */
@@ -123,7 +170,7 @@ static void multiply_keys(const struct plan *plan, const struct group *g, int64_
         t.cols = last - key < PANEL_COLS ? (int)(last - key) : PANEL_COLS;
         t.b = panel_of_keys(plan, g->kv_head, g->window, key);
         t.c = g->scores + (key - key0);
-        plan->kernels->tile[PANEL_F32](&t);
+        plan->kernels->tile[plan->kind](&t);
     }
 }
 
@@ -150,7 +197,7 @@ static void multiply_values(const struct plan *plan, const struct group *g, int6
     const float *row[MAX_TILE_ROWS];
     const int64_t width = plan->value_panels * PANEL_COLS;
     for (int r = 0; r < g->rows; r++) row[r] = g->scores + r * KEY_TILE;
-    plan->kernels->pack_a[PANEL_F32](g->weights, row, g->rows, first - key0, (int)(last - first));
+    plan->kernels->pack_a[plan->kind](g->weights, row, g->rows, first - key0, (int)(last - first));
     struct tile t = {.rows = g->rows,
                      .cols = PANEL_COLS,
                      .k = (int)(last - first),
@@ -158,10 +205,11 @@ static void multiply_values(const struct plan *plan, const struct group *g, int6
                      .ld_initial = width,
                      .ldc = width};
     for (int64_t p = 0; p < plan->value_panels; p++) {
-        t.b = panel_of_values(plan, g->kv_head, g->window, p) + first * PANEL_COLS;
+        t.b = (char *)panel_of_values(plan, g->kv_head, g->window, p) +
+              first * PANEL_COLS * plan->element;
         t.c = g->out + p * PANEL_COLS;
         t.initial = t.c;
-        plan->kernels->tile[PANEL_F32](&t);
+        plan->kernels->tile[plan->kind](&t);
     }
 }
 
@@ -169,6 +217,7 @@ static void multiply_values(const struct plan *plan, const struct group *g, int6
 static void absorb_tile(const struct plan *plan, const struct group *g, int64_t key0) {
     const struct attention *job = plan->job;
     int64_t first = first_key(job, g->query), last = g->query + g->rows;
+    if (plan->kind == PANEL_DOT) first = first / PANEL_COLS * PANEL_COLS; /* whole pairs */
     if (first < key0) first = key0;
     if (last > key0 + KEY_TILE) last = key0 + KEY_TILE;
     if (first >= last) return;
@@ -197,7 +246,7 @@ static void start_group(const struct plan *plan, struct group *g) {
         g->most[r] = job->sink ? job->sink[g->head] : -INFINITY;
         g->sum[r] = job->sink ? 1 : 0;
     }
-    plan->kernels->pack_a[PANEL_F32](g->packed, row, g->rows, 0, job->dim);
+    plan->kernels->pack_a[plan->kind](g->packed, row, g->rows, 0, job->dim);
     memset(g->out, 0, (size_t)(g->rows * plan->value_panels * PANEL_COLS) * sizeof *g->out);
 }
 
@@ -236,7 +285,7 @@ static void query_job(void *context, int64_t index, int worker) {
     const struct attention *job = plan->job;
     /* the last tiles of a window see the most keys: they go first */
     const struct span span = plan->spans[plan->query_tiles - 1 - index / job->heads];
-    const int head = (int)(index % job->heads), rows = plan->kernels->tile_rows[PANEL_F32];
+    const int head = (int)(index % job->heads), rows = plan->kernels->tile_rows[plan->kind];
     const int64_t tokens = window_tokens(job, span.window);
     struct group group[QUERY_GROUPS];
     int groups = 0;
@@ -268,7 +317,7 @@ size_t attention_bytes(const struct attention *job, const struct pool *pool) {
     if (job->windows < 1 || job->heads < 1 || job->kv_heads < 1 || job->dim < 1 || job->dim_v < 1)
         return 0;
     if (job->heads % job->kv_heads != 0) return 0;
-    const int64_t width = job->dim + round_up(job->dim_v, PANEL_COLS);
+    const int64_t width = round_up(job->dim, PANEL_COLS) + round_up(job->dim_v, PANEL_COLS);
     int64_t keys = padded_keys(job), most = INT64_MAX / 64;
     if (width > most / keys / job->kv_heads) return 0;
     int64_t spans = 2 * (div_up(job->start[job->windows] - job->start[0], 8) + job->windows);
@@ -288,14 +337,20 @@ static int64_t list_spans(const struct attention *job, int rows, struct span *sp
 
 void attention_run(const struct kernels *kernels, struct pool *pool, const struct attention *job,
                    void *work) {
-    assert((uintptr_t)work % 64 == 0 && kernels->tile_rows[PANEL_F32] >= 4);
-    struct plan plan = {.kernels = kernels, .job = job, .padded = padded_keys(job)};
-    int query_tile = QUERY_GROUPS * kernels->tile_rows[PANEL_F32];
+    const bool bf16 = job->bf16 && job->dim <= BLOCK_K_DOT;
+    struct plan plan = {.kernels = kernels,
+                        .job = job,
+                        .kind = bf16 ? PANEL_DOT : PANEL_F32,
+                        .element = bf16 ? 2 : 4,
+                        .depth = bf16 ? round_up(job->dim, PANEL_COLS) : job->dim,
+                        .padded = padded_keys(job)};
+    int query_tile = QUERY_GROUPS * kernels->tile_rows[plan.kind];
+    assert((uintptr_t)work % 64 == 0 && kernels->tile_rows[plan.kind] >= 4);
     plan.value_panels = div_up(job->dim_v, PANEL_COLS);
     plan.keys = work;
-    plan.values = plan.keys + plan.padded * job->kv_heads * job->dim;
+    plan.values = plan.keys + plan.padded * job->kv_heads * plan.depth * plan.element;
     plan.scratch =
-        (char *)(plan.values + plan.padded * job->kv_heads * plan.value_panels * PANEL_COLS);
+        plan.values + plan.padded * job->kv_heads * plan.value_panels * PANEL_COLS * plan.element;
     plan.scratch_bytes = QUERY_GROUPS * group_floats(job) * 4;
     plan.spans = (struct span *)(plan.scratch + pool_size(pool) * plan.scratch_bytes);
     plan.query_tiles = list_spans(job, query_tile, plan.spans);

@@ -105,6 +105,7 @@ struct attention {
     int64_t span, chunk; /* 0 = not limited */
     float scale;
     const float *sink; /* [heads] or NULL */
+    bool bf16; /* products of bf16: q, k, v and p are rounded (heads wider than 512: in f32) */
 };
 
 /* Bytes of working memory that attention_run needs (linear in T); 0 when the sizes are impossible.

@@ -144,7 +144,8 @@ static void run_attention(void *context) {
     attention_run(a->kernels, a->pool, &a->job, a->work);
 }
 
-static void measure_attention(const char *level, int dim, int dim_v, int64_t tokens, int threads) {
+static void measure_attention(const char *level, bool bf16, int dim, int64_t tokens, int threads) {
+    const int dim_v = 128;
     enum { HEADS = 16 };
     struct err err;
     char name[96];
@@ -175,13 +176,21 @@ static void measure_attention(const char *level, int dim, int dim_v, int64_t tok
                                .dim_v = dim_v,
                                .start = start,
                                .windows = 1,
-                               .scale = 0.1f};
+                               .scale = 0.1f,
+                               .bf16 = bf16};
     a.work = allocate(attention_bytes(&a.job, a.pool));
-    snprintf(name, sizeof name, "%s attention %d/%d tokens=%d T=%d", level, dim, dim_v, (int)tokens,
-             threads);
+    snprintf(name, sizeof name, "%s attention %s %d/%d tokens=%d T=%d", level,
+             bf16 ? "bf16" : "f32", dim, dim_v, (int)tokens, threads);
     double flop = (double)HEADS * (double)tokens * (double)(tokens + 1) * (dim + dim_v);
-    struct bench_case c = {"kernels", name,           "GFLOP/s",      flop * 1e-9, run_attention,
-                           &a,        bench_peak_f32, "f32 fma peak", threads};
+    struct bench_case c = {"kernels",
+                           name,
+                           "GFLOP/s",
+                           flop * 1e-9,
+                           run_attention,
+                           &a,
+                           bf16 ? bench_peak_bf16 : bench_peak_f32,
+                           bf16 ? "bf16 dot peak" : "f32 fma peak",
+                           threads};
     bench_measure(&c);
     free(q), free(k), free(v), free(out), free(a.work);
     pool_free(a.pool);
@@ -199,8 +208,10 @@ void bench_kernels(void) {
         measure_form(level, KERNEL_BF16, false, threads);
         measure_form(level, KERNEL_BF16, true, threads);
         for (int64_t tokens = 512; tokens <= 2048; tokens *= 4) {
-            measure_attention(level, 128, 128, tokens, threads);
-            measure_attention(level, 192, 128, tokens, threads);
+            for (int bf16 = 0; bf16 < 2; bf16++) {
+                measure_attention(level, bf16, 128, tokens, threads);
+                measure_attention(level, bf16, 192, tokens, threads);
+            }
         }
     }
 }

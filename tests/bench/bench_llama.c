@@ -72,6 +72,8 @@ static const struct gguf_shape shapes[] = {
      .rope = 64},
 };
 
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
 /* ---- the other side: a process that answers on a pipe */
 
 struct peer {
@@ -218,22 +220,28 @@ static void measure(struct cell *c, struct engine *engine, struct peer *peer) {
     bench_print("llama", name, c->own[0].nll - c->peer[0].nll, "nats");
 }
 
-static void measure_model(const struct gguf_shape *shape, const char *type, int threads,
-                          const char *driver) {
+/* "olmoe bf16 512 tokens T=1", as the command line may ask for it. */
+static bool wanted(const struct cell *c) {
+    char name[96];
+    snprintf(name, sizeof name, "%s %s %d tokens T=%d", c->shape->name, c->type, c->tokens,
+             c->threads);
+    return bench_wanted(name);
+}
+
+/* Cells of one model, element type and number of threads, by rising number of tokens. */
+static void measure_model(struct cell *cells, int count, const char *driver) {
+    const struct gguf_shape *shape = cells[0].shape;
+    const bool bf16 = strcmp(cells[0].type, "bf16") == 0;
     char path[128];
     struct err err;
-    snprintf(path, sizeof path, "build/bench/%s-%s.gguf", shape->name, type);
-    if (!bench_wanted(path)) return;
-    gguf_model_write(shape, strcmp(type, "f32") == 0, path);
-    struct pool *pool = pool_create(threads, &err);
-    struct engine_options options = {.pool = pool, .bf16 = strcmp(type, "bf16") == 0};
+    snprintf(path, sizeof path, "build/bench/%s-%s.gguf", shape->name, cells[0].type);
+    gguf_model_write(shape, !bf16, path);
+    struct pool *pool = pool_create(cells[0].threads, &err);
+    struct engine_options options = {.pool = pool, .bf16 = bf16};
     struct engine *engine = pool ? engine_open(path, &options, &err) : NULL;
     if (!engine) stop(err.text);
-    struct peer peer = peer_start(driver, path, threads);
-    for (int tokens = 512; tokens <= MOST_TOKENS; tokens *= 4) {
-        struct cell cell = {.shape = shape, .type = type, .tokens = tokens, .threads = threads};
-        measure(&cell, engine, &peer);
-    }
+    struct peer peer = peer_start(driver, path, cells[0].threads);
+    for (int i = 0; i < count; i++) measure(&cells[i], engine, &peer);
     peer_stop(&peer);
     engine_close(engine);
     pool_free(pool);
@@ -258,8 +266,16 @@ void bench_llama(void) {
         return;
     }
     if (!file_make_folder("build/bench", &err)) stop(err.text);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int t = 0; t < 2; t++)
-            for (int threads = 1; threads <= 2; threads++)
-                measure_model(&shapes[i], types[t], threads, driver);
+    for (int i = 0; i < SHAPES * 4; i++) {
+        struct cell cells[2];
+        int count = 0;
+        for (int tokens = 512; tokens <= MOST_TOKENS; tokens *= 4) {
+            cells[count] = (struct cell){.shape = &shapes[i / 4],
+                                         .type = types[i / 2 % 2],
+                                         .tokens = tokens,
+                                         .threads = 1 + i % 2};
+            count += wanted(&cells[count]);
+        }
+        if (count > 0) measure_model(cells, count, driver);
+    }
 }
