@@ -223,32 +223,6 @@ static void processes_at_different_work_are_refused(void **state) {
 
 static char folder[512], launcher[200];
 
-/* Skips when there is no mpirun, or when the program was built without MPI. */
-static void need_mpirun(void) {
-    char module[1200];
-    char *version = NULL;
-    if (test_run("mpirun --version", &version, NULL) != 0) {
-        free(version);
-        printf("skip: needs mpirun\n");
-        skip();
-    }
-    bool open_mpi = strstr(version, "Open MPI") || strstr(version, "OpenRTE");
-    free(version);
-    snprintf(launcher, sizeof launcher, "timeout 60 mpirun%s",
-             !open_mpi        ? ""
-             : geteuid() == 0 ? " --allow-run-as-root --oversubscribe"
-                              : " --oversubscribe");
-    snprintf(module, sizeof module, "%s-mpi.so", test_program());
-    test_need(module);
-    snprintf(folder, sizeof folder, "%s", test_folder("processes"));
-}
-
-static void make_trace(const char *name) {
-    char path[600];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    write_random_trace(path, &source, TRACE_SCORES);
-}
-
 /* mpirun -n size COMMAND, with @ standing for the program and ^ for the folder. */
 static int launch(int size, const char *command, char **out, char **errors) {
     struct str line = {0};
@@ -264,6 +238,39 @@ static int launch(int size, const char *command, char **out, char **errors) {
     int status = test_run(str_text(&line), out, errors);
     str_free(&line);
     return status;
+}
+
+/* Skips when there is no mpirun, or when the program was built without MPI. */
+static void need_mpirun(void) {
+    char module[1200];
+    char *version = NULL;
+    if (test_run("mpirun --version", &version, NULL) != 0) {
+        free(version);
+        printf("skip: needs mpirun\n");
+        skip();
+    }
+    bool open_mpi = strstr(version, "Open MPI") || strstr(version, "OpenRTE");
+    free(version);
+    snprintf(launcher, sizeof launcher, "timeout 60 mpirun%s",
+             !open_mpi        ? ""
+             : geteuid() == 0 ? " --allow-run-as-root --oversubscribe"
+                              : " --oversubscribe");
+    char *errors = NULL;
+    if (launch(2, "true", NULL, &errors) != 0) {
+        printf("skip: mpirun cannot start two processes here: %.200s\n", errors);
+        free(errors);
+        skip();
+    }
+    free(errors);
+    snprintf(module, sizeof module, "%s-mpi.so", test_program());
+    test_need(module);
+    snprintf(folder, sizeof folder, "%s", test_folder("processes"));
+}
+
+static void make_trace(const char *name) {
+    char path[600];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    write_random_trace(path, &source, TRACE_SCORES);
 }
 
 static int count_of(const char *text, const char *word) {

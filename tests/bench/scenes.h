@@ -7,6 +7,7 @@
     X(engine)                                                                                      \
     X(llama)                                                                                       \
     X(replay)                                                                                      \
-    X(store)
+    X(store)                                                                                       \
+    X(cluster)
 
 #endif
