@@ -397,8 +397,8 @@ int replica_slot(struct replica_state *state, int expert, int source) {
     if (count > 1) {
         switch (state->choice) {
         case REPLICA_EVEN:
-            pick = state->turn[expert]++;
-            if (state->turn[expert] == count) state->turn[expert] = 0;
+            pick = state->turn[expert];
+            replica_in_turn(state, expert);
             break;
         case REPLICA_RANDOM:
             pick = (int)rng_below(&state->rng, (uint64_t)count);

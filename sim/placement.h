@@ -83,5 +83,12 @@ struct replica_state {
 };
 /* The slot for a choice of `expert` by a token of rank `source`; updates the state. */
 int replica_slot(struct replica_state *state, int expert, int source);
+/* The same for REPLICA_EVEN, without the load of ranks, which it does not look at. */
+static inline int replica_in_turn(struct replica_state *state, int expert) {
+    const int32_t *first = state->placement->replica_first + expert;
+    int turn = state->turn[expert], next = turn + 1;
+    state->turn[expert] = next == first[1] - first[0] ? 0 : next;
+    return state->placement->slot_of[first[0] + turn];
+}
 
 #endif

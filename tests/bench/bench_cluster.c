@@ -33,6 +33,11 @@ static const struct shape shapes[] = {
 
 enum { PASS = 1024, DOCUMENTS = 32 };
 
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static void stop(const char *what, const struct err *err) {
     fprintf(stderr, "bench: %s: %s\n", what, err->text);
     exit(1);
@@ -153,36 +158,96 @@ static void sweep(const struct shape *s) {
 
 /* ---- EPLB */
 
-enum { EPLB_LAYERS = 58, EPLB_EXPERTS = 256, EPLB_REPLICAS = 32, EPLB_RANKS = 32, EPLB_NODES = 4 };
+enum {
+    EPLB_LAYERS = 58,
+    EPLB_EXPERTS = 256,
+    EPLB_REPLICAS = 32,
+    EPLB_SLOTS = EPLB_EXPERTS + EPLB_REPLICAS,
+    EPLB_RANKS = 32,
+    EPLB_NODES = 4,
+    EPLB_GROUPS = 8
+};
+
+struct eplb {
+    double weight[EPLB_LAYERS][EPLB_EXPERTS];
+    int32_t placed[EPLB_LAYERS][EPLB_SLOTS];
+};
 
 static void place(void *context) {
-    const double *weight = context;
-    const struct placement_shape shape = {EPLB_EXPERTS, EPLB_EXPERTS + EPLB_REPLICAS, EPLB_RANKS,
-                                          EPLB_NODES, 8};
+    struct eplb *e = context;
+    const struct placement_shape shape = {EPLB_EXPERTS, EPLB_SLOTS, EPLB_RANKS, EPLB_NODES,
+                                          EPLB_GROUPS};
     struct err err;
     for (int l = 0; l < EPLB_LAYERS; l++) {
         struct placement p;
-        if (!placement_build(&p, PLACE_EPLB, &shape, weight + l * EPLB_EXPERTS, 0, &err))
-            stop("eplb", &err);
+        if (!placement_build(&p, PLACE_EPLB, &shape, e->weight[l], 0, &err)) stop("eplb", &err);
+        memcpy(e->placed[l], p.expert_of, sizeof e->placed[l]);
         placement_free(&p);
     }
 }
 
+static const char *const weights_path = "build/bench-eplb.txt", *const placed_path =
+                                                                    "build/bench-eplb-placed.txt";
+
+static void write_weights(const struct eplb *e) {
+    FILE *f = fopen(weights_path, "w");
+    if (!f) exit(1);
+    for (int l = 0; l < EPLB_LAYERS; l++)
+        for (int i = 0; i < EPLB_EXPERTS; i++)
+            fprintf(f, "%.17g%c", e->weight[l][i], i == EPLB_EXPERTS - 1 ? '\n' : ' ');
+    if (fclose(f) != 0) exit(1);
+}
+
+/* Slots that numpy gave to another expert. */
+static int differences(const struct eplb *e) {
+    FILE *f = fopen(placed_path, "r");
+    int different = 0, expert;
+    for (int l = 0; l < EPLB_LAYERS; l++)
+        for (int s = 0; s < EPLB_SLOTS; s++)
+            different += !f || fscanf(f, "%d", &expert) != 1 || expert != e->placed[l][s];
+    if (f) fclose(f);
+    return different;
+}
+
+/* Seconds of the same in numpy; 0 when there is none. */
+static double run_numpy(const struct eplb *e) {
+    const char *python = getenv("STEELYARD_PYTHON");
+    char line[512];
+    double seconds = 0;
+    write_weights(e);
+    snprintf(line, sizeof line, "%s tests/bench/eplb_numpy.py %s %s %d %d %d %d %d %d 2>/dev/null",
+             python ? python : "python3", weights_path, placed_path, EPLB_LAYERS, EPLB_EXPERTS,
+             EPLB_REPLICAS, EPLB_RANKS, EPLB_NODES, EPLB_GROUPS);
+    FILE *answer = popen(line, "r");
+    if (!answer || fscanf(answer, "%lf", &seconds) != 1) seconds = 0;
+    if (answer) pclose(answer);
+    return seconds;
+}
+
 static void eplb(void) {
     static const char name[] = "eplb hierarchical 58x256+32 on 32";
-    static double weight[EPLB_LAYERS * EPLB_EXPERTS];
+    static struct eplb e;
     struct rng rng;
+    double sample[BENCH_RUNS];
     if (!bench_wanted(name)) return;
     rng_init(&rng, 11);
-    for (int i = 0; i < EPLB_LAYERS * EPLB_EXPERTS; i++)
-        weight[i] = (double)(1 + rng_below(&rng, 1000)) * (double)(1 + rng_below(&rng, 8));
-    bench_measure(&(struct bench_case){.scene = "cluster",
-                                       .name = name,
-                                       .unit = "models/s",
-                                       .work = 1,
-                                       .run = place,
-                                       .context = weight,
-                                       .threads = 1});
+    for (int l = 0; l < EPLB_LAYERS; l++)
+        for (int i = 0; i < EPLB_EXPERTS; i++)
+            e.weight[l][i] = 1 + 1e4 * rng_uniform(&rng) * rng_uniform(&rng);
+    for (int r = 0; r < BENCH_RUNS; r++) {
+        double start = bench_seconds(1);
+        place(&e);
+        sample[r] = 1e3 * (bench_seconds(1) - start);
+    }
+    qsort(sample, BENCH_RUNS, sizeof *sample, ascending);
+    bench_print("cluster", name, sample[BENCH_RUNS / 2], "ms");
+    double numpy = run_numpy(&e);
+    if (numpy <= 0) {
+        fprintf(stderr, "skip: eplb in numpy: no Python with numpy (STEELYARD_PYTHON names one)\n");
+        return;
+    }
+    bench_print("cluster", "eplb in numpy", 1e3 * numpy, "ms");
+    bench_print("cluster", "eplb: slots that differ from numpy's", differences(&e), "slots");
 }
 
 void bench_cluster(void);
