@@ -77,11 +77,13 @@ static void note_worth(const struct routed *routed, const struct throughput_run 
         if (!best) continue;
         double gain = best->tokens_per_s / base->tokens_per_s - 1;
         const struct throughput_point *p = &best->point;
+        double skew = base->step.experts_ms / base->step.balanced_ms;
         str_printf(out,
-                   "%s, %d ranks, %lld tokens a rank (%s): best is %s, %s, %d replicas: %+.1f %% "
+                   "%s, %d ranks, %lld tokens a rank%s%s: best is %s, %s, %d replicas: %+.1f %% "
                    "tokens/s against %s, %s, %d replicas\n",
                    serving_phase_name(p->phase), p->ranks, (long long)p->tokens_per_rank,
-                   skew_regime_name(skew_regime_of(base->step.experts_ms / base->step.balanced_ms)),
+                   isfinite(skew) ? ", " : "",
+                   isfinite(skew) ? skew_regime_name(skew_regime_of(skew)) : "",
                    routed_label(routed, p->variant), placement_name(p->placement), p->replicas,
                    100 * gain, routed_label(routed, base->point.variant),
                    placement_name(base->point.placement), base->point.replicas);

@@ -84,14 +84,15 @@ static bool check_choices(const struct loaded *l, const char *path, int64_t toke
 
 static bool same_batches(const struct throughput_cell *a, const struct throughput_cell *b) {
     return a->point.variant == b->point.variant && a->point.phase == b->point.phase &&
-           a->group_tokens == b->group_tokens;
+           a->point.ranks == b->point.ranks && a->group_tokens == b->group_tokens;
 }
 
-/* The first cell with the given load in the same batches; NULL when there is none. */
+/* The first cell with the given load in the same batches that can be; NULL when there is none. */
 static struct throughput_cell *load_cell(struct throughput_run *run,
                                          const struct throughput_cell *like, const char *load) {
     for (int i = 0; i < run->count; i++)
-        if (same_batches(&run->cells[i], like) && strcmp(run->cells[i].point.load.name, load) == 0)
+        if (same_batches(&run->cells[i], like) && run->cells[i].slots % like->point.ranks == 0 &&
+            strcmp(run->cells[i].point.load.name, load) == 0)
             return &run->cells[i];
     return NULL;
 }
@@ -132,7 +133,7 @@ static void compare_loads(struct throughput_run *run) {
         const struct throughput_cell *trace = load_cell(run, cell, "trace");
         const struct throughput_cell *load = load_cell(run, cell, cell->point.load.name);
         cell->distance = own ? 0 : NAN;
-        if (own || !trace || *trace->lacks || *load->lacks) continue;
+        if (own || !trace || !load || *trace->lacks || *load->lacks) continue;
         double sum = 0;
         for (int64_t e = 0; e < (int64_t)run->layers * cell->experts; e++)
             sum += fabs(trace->profile[e] - load->profile[e]);
