@@ -126,11 +126,28 @@ static bool note_loop(const struct trace *trace, struct str *notes, struct err *
     return true;
 }
 
+/* What the measures of a trace without scores leave out. */
+static void note_missing(const struct replay_command *c, const struct source *source,
+                         struct str *notes) {
+    if (!source->ids) return;
+    str_puts(notes,
+             source->counted
+                 ? "counts only: measures of the load over all tokens and ranks; those of "
+                   "batches (maxvio_batch, efficiency) and tokens (ties, group_escapes, "
+                   "agreement, mass_retained) are missing, as is the weight of experts\n"
+                 : "chosen experts only: ties, group_escapes and mass_retained are missing\n");
+    if (source->counted && c->dynamics)
+        str_puts(notes, "--dynamics needs balance batches: counts have none\n");
+    if (c->losses || c->optimum)
+        str_puts(notes, "--losses and --optimum need router scores: nothing is computed\n");
+}
+
 static bool make_plan(struct replay_command *c, const struct source *source, struct plan *plan,
                       struct err *err) {
     if (!variant_set_build(&plan->set, &c->lists, source, err) ||
         !note_loop(source->context, &plan->set.notes, err))
         return false;
+    note_missing(c, source, &plan->set.notes);
     if (strcmp(c->order, "shuffled") == 0) {
         plan->order = replay_shuffle(source->tokens, (uint64_t)c->seed, err);
         if (!plan->order) return false;
@@ -234,7 +251,7 @@ static bool print_summary(const struct replay_command *c, const char *path, stru
 /* What is replayed, under which variants: what each process finds out by itself. */
 static bool open_plan(struct replay_command *c, struct trace *trace, struct source *source,
                       struct plan *plan, struct err *err) {
-    bool ids = trace_layers(trace) > 0 && trace_layer(trace, 0)->holds == TRACE_IDS;
+    bool ids = trace_layers(trace) > 0 && trace_layer(trace, 0)->holds != TRACE_SCORES;
     return (ids ? source_open_choices(source, trace, err)
                 : source_open_trace(source, trace, NULL, err)) &&
            make_plan(c, source, plan, err);

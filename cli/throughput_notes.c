@@ -26,6 +26,12 @@ static void note_model(const struct throughput_request *q, const struct cluster 
                 "placements learnt on the whole trace are used on the same tokens: optimistic\n");
 }
 
+static void note_drawn(const struct routed *routed, struct str *out) {
+    if (routed->counted)
+        str_puts(out, "the trace holds counts only: tokens are drawn with exactly these loads; "
+                      "which experts a token has together and how batches differ is made up\n");
+}
+
 /* Was the same reason met in an earlier cell? */
 static bool seen_before(const struct throughput_run *run, int i) {
     for (int j = 0; j < i; j++)
@@ -107,6 +113,7 @@ static void note_distances(const struct throughput_run *run, struct str *out) {
 void throughput_notes(const struct throughput_request *request, const struct routed *routed,
                       const struct throughput_run *run, const struct cluster *cluster,
                       bool moe_only, struct str *out) {
+    note_drawn(routed, out);
     note_model(request, cluster, moe_only, out);
     if (routed->scores) str_puts(out, str_text(&routed->set.notes));
     note_cells(run, out);

@@ -327,7 +327,29 @@ static bool next_chunk(struct stream *s, int64_t position, int64_t *n, struct er
     return fetch(s, position, &logits, n, err) && run_chunk(s, position, logits, *n, err);
 }
 
+/* Counts of every document: what a stream of its tokens would have added up to. */
+static bool run_counts(struct stream *s, struct err *err) {
+    const struct source *source = s->job->source;
+    int experts = s->layer->experts;
+    int64_t *counts = malloc((size_t)experts * sizeof *counts);
+    bool ok = counts || err_memory(err, "counts");
+    for (int64_t d = 0; ok && d < source->documents; d++) {
+        ok = source->counts(s->reader, d, counts, err);
+        for (int u = 0; ok && u < s->run->units; u++) {
+            struct unit *unit = s->run->unit[u];
+            for (int e = 0; e < experts; e++) unit->count[e] += counts[e];
+            if (unit->document)
+                memcpy(unit->document + d * experts, counts, (size_t)experts * sizeof *counts);
+        }
+    }
+    free(counts);
+    if (ok && !s->job->step(s->job->context, source->tokens))
+        ok = err_set(err, ERR_CANCELLED, "interrupted");
+    return ok;
+}
+
 static bool run_tokens(struct stream *s, struct err *err) {
+    if (s->job->source->counted) return run_counts(s, err);
     for (int64_t position = 0; position < s->job->source->tokens;) {
         int64_t n;
         if (!next_chunk(s, position, &n, err)) return false;
@@ -466,6 +488,7 @@ static bool add_optima(struct stream *s, struct err *err) {
 static void clear_unknown(const struct stream *s, struct replay_row *row) {
     row->measures.ties = row->measures.group_escapes = -1;
     row->measures.mass_retained = NAN;
+    if (s->job->source->counted) row->measures.agreement = NAN;
     if (!s->layer->unweighted) return;
     row->weight = row->rank_mean = row->rank_sd = NULL;
 }

@@ -6,6 +6,7 @@
 
 #include "base/arena.h"
 #include "router/route.h"
+#include "sim/drawn.h"
 #include "sim/unit.h"
 
 enum { CHUNK_TOKENS = 1024 };
@@ -41,18 +42,15 @@ bool routed_open(struct routed *routed, const struct trace *trace,
                  const struct variant_lists *lists, struct err *err) {
     *routed = (struct routed){.trace = trace, .variants = 1};
     routed->scores = trace_has_scores(trace);
-    if (trace_tokens(trace) < 1)
-        return err_set(err, ERR_DATA, "%s: found no tokens, expected a trace", trace_path(trace));
     for (int r = 0; r < trace_layers(trace); r++)
-        if (trace_layer(trace, r)->holds == TRACE_COUNTS)
-            return err_set(err, ERR_UNSUPPORTED,
-                           "%s: layer %d: found counts only, expected the choices of every token",
-                           trace_path(trace), trace_layer(trace, r)->layer);
+        routed->counted = routed->counted || trace_layer(trace, r)->holds == TRACE_COUNTS;
+    routed->tokens = routed->counted ? trace_tokens_total(trace) : trace_tokens(trace);
+    if (routed->tokens < 1)
+        return err_set(err, ERR_DATA, "%s: found no tokens, expected a trace", trace_path(trace));
     if (!routed->scores) {
         if (native_only(lists)) return true;
-        return err_set(err, ERR_UNSUPPORTED,
-                       "%s: found chosen experts only; another gate needs router scores",
-                       trace_path(trace));
+        return err_set(err, ERR_UNSUPPORTED, "%s: found %s only; another gate needs router scores",
+                       trace_path(trace), routed->counted ? "counts" : "chosen experts");
     }
     if (!source_open_trace(&routed->source, trace, NULL, err) ||
         !variant_set_build(&routed->set, lists, &routed->source, err) ||
@@ -92,6 +90,7 @@ int routed_topk(const struct routed *routed, int variant, int layer) {
 }
 
 static bool recorded(const struct routed *routed, int layer, uint16_t *expert, struct err *err) {
+    if (routed->counted) return drawn_choices(routed->trace, layer, expert, err);
     struct trace_cursor *cursor = trace_cursor_open(routed->trace, layer, err);
     int k = trace_layer(routed->trace, layer)->topk;
     struct trace_chunk chunk = {0};

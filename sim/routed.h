@@ -2,7 +2,8 @@
  *
  * Layer 4 (sim): calls traces, router and base. A trace of scores is routed again (router/, with
  * the variant's bias rule moving over balance batches); a trace of ids gives its recorded choices,
- * and no other variant. One layer of one variant at a time: [T,k] expert ids. */
+ * and no other variant; for a trace of counts they are drawn (drawn.h). One layer of one variant at
+ * a time: [T,k] expert ids. */
 #ifndef SIM_ROUTED_H
 #define SIM_ROUTED_H
 
@@ -20,16 +21,17 @@ enum { ROUTED_NONE = UINT16_MAX };
 
 struct routed {
     const struct trace *trace; /* borrowed */
-    bool scores;
+    bool scores, counted;
+    int64_t tokens;         /* T */
     struct source source;   /* of scores */
     struct variant_set set; /* of scores */
     struct token_ids ids;   /* where a variant needs them */
     int variants;           /* 1 for a trace of ids */
 };
 
-/* Resolves the variants. Refuses traces of counts (no token's choices); for traces of ids, lists
- * that ask for more than the native gate ("needs router scores"); topp and threshold, which leave
- * slots empty; and expert choice, whose tokens have more experts than slots. */
+/* Resolves the variants. Refuses, for traces of ids and of counts, lists that ask for more than
+ * the native gate ("needs router scores"); topp and threshold, which leave slots empty; and expert
+ * choice, whose tokens have more experts than slots. */
 bool routed_open(struct routed *routed, const struct trace *trace,
                  const struct variant_lists *lists, struct err *err);
 void routed_free(struct routed *routed);

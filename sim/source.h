@@ -49,6 +49,11 @@ struct source {
                     const int32_t **expert, const float **weight, int64_t *n, struct err *err);
     bool (*gather_choices)(struct source_reader *reader, const int64_t *token, int64_t n,
                            int32_t *expert, float *weight, struct err *err);
+    /* A source of counts (`ids` and `counted`) has this one only: counts[E] <- tokens of the
+     * document that chose each expert. */
+    bool counted;
+    bool (*counts)(struct source_reader *reader, int64_t document, int64_t *counts,
+                   struct err *err);
     /* id[T] <- the vocabulary id of every token, -1 where the source does not say. NULL: no source
      * of ids. Not called twice at a time. */
     bool (*token_ids)(const struct source *source, int32_t *id, struct err *err);
@@ -61,8 +66,8 @@ struct source {
  * the trace. source_free releases what it made. */
 bool source_open_trace(struct source *source, const struct trace *trace, const struct gate *gate,
                        struct err *err);
-/* The same over a trace that holds choices alone at all layers: only the captured gate can be
- * measured, others need router scores. */
+/* The same over a trace that holds choices alone, or counts alone, at all layers: only the captured
+ * gate can be measured, others need router scores. */
 bool source_open_choices(struct source *source, const struct trace *trace, struct err *err);
 void source_free(struct source *source);
 

@@ -9,7 +9,9 @@
 #include "traces/trace.h"
 
 struct source_reader {
-    struct trace_cursor *cursor;
+    struct trace_cursor *cursor; /* NULL for counts, which are read through `trace` */
+    struct trace *trace;
+    int index;
     struct trace_chunk chunk; /* where the cursor stands; tokens = 0 before the first */
     int experts, topk;
     int layer;
@@ -27,8 +29,12 @@ static struct source_reader *trace_reader_open(const struct source *source, int 
     reader->topk = source->layer[index].native.topk;
     reader->layer = source->layer[index].layer;
     reader->weights = trace_layer(source->context, index)->has_weights;
-    reader->cursor = trace_cursor_open(source->context, index, err);
-    if (reader->cursor) return reader;
+    reader->index = index;
+    if (source->counted)
+        reader->trace = trace_open(source->name, err);
+    else
+        reader->cursor = trace_cursor_open(source->context, index, err);
+    if (reader->cursor || reader->trace) return reader;
     free(reader);
     return NULL;
 }
@@ -105,16 +111,22 @@ static bool trace_token_ids(const struct source *source, int32_t *id, struct err
     return ok;
 }
 
+static bool trace_reader_counts(struct source_reader *reader, int64_t document, int64_t *counts,
+                                struct err *err) {
+    return trace_read_counts(reader->trace, reader->index, document, counts, err);
+}
+
 static void trace_reader_close(struct source_reader *reader) {
     if (!reader) return;
     trace_cursor_free(reader->cursor);
+    trace_free(reader->trace);
     free(reader);
 }
 
 static bool describe_layer(const struct trace *trace, const struct trace_layer *from, bool ids,
                            const struct gate *gate, struct source_layer *to, struct err *err) {
-    enum trace_holds expected = ids ? TRACE_IDS : TRACE_SCORES;
-    if (from->holds != expected)
+    enum trace_holds expected = trace_layer(trace, 0)->holds;
+    if (from->holds != expected || ids == (expected == TRACE_SCORES))
         return err_set(err, ERR_UNSUPPORTED, "%s: layer %d: a replay needs router scores: found %s",
                        trace_path(trace), from->layer, trace_holds_name(from->holds));
     if (!from->has_gate && !gate && !ids)
@@ -155,7 +167,8 @@ static bool describe_documents(const struct trace *trace, int64_t tokens, int64_
 static bool open_source(struct source *source, const struct trace *trace, bool ids,
                         const struct gate *gate, struct err *err) {
     int layers = trace_layers(trace);
-    int64_t tokens = trace_tokens(trace);
+    bool counted = ids && layers > 0 && trace_layer(trace, 0)->holds == TRACE_COUNTS;
+    int64_t tokens = counted ? trace_tokens_total(trace) : trace_tokens(trace);
     *source = (struct source){.name = trace_path(trace), .tokens = tokens, .layers = layers};
     if (layers == 0 || tokens == 0)
         return err_set(err, ERR_DATA, "%s: found no captured tokens, expected a trace with scores",
@@ -173,6 +186,8 @@ static bool open_source(struct source *source, const struct trace *trace, bool i
     source->gather_choices = trace_reader_gather_choices;
     source->context = trace;
     source->ids = ids;
+    source->counted = counted;
+    source->counts = trace_reader_counts;
     if (layer && first && describe_layers(trace, ids, gate, layer, err))
         return describe_documents(trace, tokens, first, &source->documents);
     if (!layer || !first) err_memory(err, "layers");

@@ -54,7 +54,7 @@ static void cell_job(void *context, int64_t job, int worker) {
 
 /* ---- all cells */
 
-static void count_tokens(const struct trace *trace, struct loaded *l) {
+static void count_tokens(const struct trace *trace, int64_t tokens, struct loaded *l) {
     memset(l->whole, 0, (size_t)l->experts * sizeof *l->whole);
     size_t domains = (size_t)trace_domains(trace);
     if (l->domain) memset(l->domain, 0, domains * (size_t)l->experts * sizeof *l->domain);
@@ -62,7 +62,7 @@ static void count_tokens(const struct trace *trace, struct loaded *l) {
         const struct trace_document *doc = trace_document(trace, d);
         double *domain = l->domain ? l->domain + trace_domain_of(trace, d) * l->experts : NULL;
         int64_t end = doc->first_token + doc->tokens;
-        if (end > trace_tokens(trace)) end = trace_tokens(trace);
+        if (end > tokens) end = tokens;
         for (int64_t i = doc->first_token * l->topk; i < end * l->topk; i++) {
             if (l->expert[i] == ROUTED_NONE) continue;
             l->whole[l->expert[i]]++;
@@ -190,9 +190,8 @@ static bool load_layer(struct running *r, const struct routed *routed, int varia
     l->topk = routed_topk(routed, variant, layer);
     l->groups = l->options->groups ? l->options->groups : at->has_gate ? at->gate.groups : 1;
     if (!routed_choices(routed, variant, layer, l->expert, err)) return false;
-    if (!check_choices(l, trace_path(routed->trace), trace_tokens(routed->trace), err))
-        return false;
-    count_tokens(routed->trace, l);
+    if (!check_choices(l, trace_path(routed->trace), routed->tokens, err)) return false;
+    count_tokens(routed->trace, routed->tokens, l);
     return true;
 }
 
@@ -263,7 +262,7 @@ static bool allocate(struct running *r, const struct routed *routed, int workers
             topk = k > topk ? k : topk;
         }
     }
-    int64_t tokens = trace_tokens(routed->trace);
+    int64_t tokens = routed->tokens;
     if (tokens > INT64_MAX / 4 / topk) return err_memory(err, "choices");
     r->loaded.expert = malloc((size_t)tokens * (size_t)topk * sizeof *r->loaded.expert);
     r->loaded.whole = malloc(experts * sizeof *r->loaded.whole);
@@ -296,8 +295,9 @@ static void release(struct running *r, int workers) {
 }
 
 /* document_first[documents+1] of the trace. Returns owned. */
-static int64_t *document_starts(const struct trace *trace, struct err *err) {
-    int64_t documents = trace_documents(trace), tokens = trace_tokens(trace);
+static int64_t *document_starts(const struct routed *routed, struct err *err) {
+    const struct trace *trace = routed->trace;
+    int64_t documents = trace_documents(trace), tokens = routed->tokens;
     int64_t *first = malloc((size_t)(documents + 1) * sizeof *first);
     if (!first) {
         err_memory(err, "documents");
@@ -320,7 +320,7 @@ bool throughput_run(struct throughput_run *run, const struct routed *routed,
     if (!run->cells) return err_memory(err, "cells");
     for (int i = 0; i < count; i++) run->cells[i].point = points[i];
     struct pool *pool = pool_create(options->threads, err);
-    int64_t *first = pool ? document_starts(routed->trace, err) : NULL;
+    int64_t *first = pool ? document_starts(routed, err) : NULL;
     int workers = pool ? pool_size(pool) : 0;
     struct running r = {.run = run, .loaded = {.options = options}};
     bool ok = first && allocate(&r, routed, workers, err) && prepare(&r, routed, first, err);

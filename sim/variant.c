@@ -147,8 +147,8 @@ static bool resolve_ids(const struct words *words, const struct source_layer *la
     if (other || (words->rule && words->rule != at->rule))
         return err_set(
             err, ERR_UNSUPPORTED,
-            "another gate or bias rule needs router scores: the trace holds choices only, "
-            "expected --gate native alone");
+            "another gate or bias rule needs router scores: the trace holds choices or counts "
+            "only, expected --gate native alone");
     return true;
 }
 

@@ -41,7 +41,8 @@ struct import_source {
     /* Fills routes (r, first, tokens are set) for at most `tokens` tokens; pointers are valid until
      * the next call. NULL for sources of counts. */
     bool (*routes)(struct import_source *source, struct trace_routes *routes, struct err *err);
-    /* counts[E] of router r over a document; NULL for sources of tokens. */
+    /* Adds to counts[E], which is zeroed, those of router r over a document; NULL for sources of
+     * tokens. */
     bool (*counts)(struct import_source *source, int r, int64_t document, int64_t *counts,
                    struct err *err);
     void (*close)(struct import_source *source); /* frees state; may be NULL */

@@ -124,9 +124,11 @@ static bool import_counts(struct trace *trace, struct import_source *source, str
         if (trace_layer(trace, r)->holds != TRACE_COUNTS) continue;
         int64_t *counts = calloc((size_t)trace_layer(trace, r)->experts, sizeof *counts);
         ok = counts || err_memory(err, "counts");
-        for (int64_t d = 0; ok && d < trace_documents(trace); d++)
+        for (int64_t d = 0; ok && d < trace_documents(trace); d++) {
+            memset(counts, 0, (size_t)trace_layer(trace, r)->experts * sizeof *counts);
             ok = source->counts(source, r, d, counts, err) &&
                  trace_add_counts(trace, r, d, counts, err);
+        }
         free(counts);
     }
     return ok;

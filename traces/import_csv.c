@@ -69,9 +69,10 @@ struct reading {
     struct columns at;
     struct build *build;
     struct arena *arena;
-    const char *source, *domain; /* of the job; domain NULL = that of the file */
-    int first_layer;             /* whose rows say what the tokens are */
-    int64_t document;            /* of the last token */
+    const char *source, *stem;
+    const char *domain; /* of the job; NULL = of the file, or its stem */
+    int first_layer;    /* whose rows say what the tokens are */
+    int64_t document;   /* of the last token */
     bool weighted;
 };
 
@@ -104,7 +105,7 @@ static bool take_token(struct reading *r, int64_t row, struct err *err) {
         const char *domain =
             r->domain || r->at.domain < 0 ? r->domain : csv_text(r->csv, row, r->at.domain);
         token.source = r->source;
-        token.domain = domain ? arena_text(r->arena, domain, strlen(domain)) : r->source;
+        token.domain = domain ? arena_text(r->arena, domain, strlen(domain)) : r->stem;
     }
     r->document = document;
     return build_token(r->build, &token, err);
@@ -185,8 +186,7 @@ static bool read_runs(struct reading *r, int topk, struct err *err) {
         }
         if (to->tokens > longest) longest = to->tokens;
     }
-    return build_document(r->build, r->source, r->domain ? r->domain : r->source, longest, NULL,
-                          err);
+    return build_document(r->build, r->source, r->domain ? r->domain : r->stem, longest, NULL, err);
 }
 
 /* ---- counts */
@@ -201,7 +201,7 @@ static bool read_counts(const struct reading *r, struct count_build *counts, str
              !csv_int(r->csv, row, r->at.document, 0, counts->document_count, &document, err)))
             return false;
         while (document >= counts->document_count)
-            if (!count_document(counts, r->source, r->domain ? r->domain : r->source, 0, err))
+            if (!count_document(counts, r->source, r->domain ? r->domain : r->stem, 0, err))
                 return false;
         if (!count_add(counts, (int)layer, document, expert, (double)count, err)) return false;
     }
@@ -221,6 +221,7 @@ static bool read_file(const struct import_job *job, const char *path, struct are
                         .build = ids,
                         .arena = arena,
                         .source = file_name(path),
+                        .stem = stem,
                         .domain = job->domain};
     bool ok = true;
     if (r.at.layer < 0 || r.at.expert < 0)
