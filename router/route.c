@@ -60,8 +60,10 @@ int64_t route_scores(enum gate_score score, int experts, int64_t tokens, const f
                      float *scores) {
     const struct route_kernels *run = kernels();
     uint32_t most = 0;
-    for (int64_t t = 0; t < tokens; t++) {
-        uint32_t largest = run->score[score](logits + t * experts, scores + t * experts, experts);
+    for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
+        int rows = tokens - t < ROUTE_BLOCK ? (int)(tokens - t) : ROUTE_BLOCK;
+        uint32_t largest =
+            run->score[score](logits + t * experts, scores + t * experts, experts, rows);
         most = largest > most ? largest : most;
     }
     return most < 0x7f800000u ? -1 : run->first_not_finite(logits, tokens * experts);
@@ -274,7 +276,7 @@ static inline void weigh_k(const struct route_kernels *run, const struct gate *g
     for (int64_t t = 0; t < tokens; t++) {
         float *w = weight + t * k;
         for (int i = 0; i < k; i++) w[i] = score[t * experts + expert[t * k + i]];
-        if (gate->order == ORDER_TOPK_SCORE) run->score[gate->score](w, w, k);
+        if (gate->order == ORDER_TOPK_SCORE) run->score[gate->score](w, w, k, 1);
         finish_weights(gate, w, k);
     }
 }
@@ -301,7 +303,7 @@ static void weigh_row(const struct route_kernels *run, const struct gate *gate, 
     enum gate_dtype dtype = gate->dtype_logits ? DTYPE_F32 : gate->dtype;
     for (int i = 0; i < n; i++) weight[i] = score[expert[i]];
     if (gate->order == ORDER_TOPK_SCORE && n > 0) {
-        run->score[gate->score](weight, weight, n);
+        run->score[gate->score](weight, weight, n, 1);
         for (int i = 0; i < n; i++) weight[i] = round_to(dtype, weight[i]);
     }
     if (dtype == DTYPE_F32)
@@ -345,8 +347,7 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
     const float *score = b->gate->order == ORDER_TOPK_SCORE ? b->logits : b->scores;
     int E = b->experts, stride = route_padded(E);
     if (!score) {
-        for (int t = 0; t < b->tokens; t++)
-            run->score[b->gate->score](b->logits + t * E, s->score + t * E, E);
+        run->score[b->gate->score](b->logits, s->score, E, b->tokens);
         score = s->score;
     }
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */

@@ -80,15 +80,15 @@ static void sigmoid_clamped(const float *logits, float *score, int n) {
     }
 }
 
-/* In place, too: a row is read once more only when its scores were not written over it. */
-static uint32_t score_sigmoid(const float *logits, float *score, int n) {
+/* Four vectors at a time: the steps of one wait for each other. */
+static uint32_t score_sigmoid(const float *logits, float *score, int n, int rows) {
     __m512i most = _mm512_setzero_si512();
-    int i = 0;
+    int i = 0, all = n * rows;
     if (logits == score) {
-        sigmoid_clamped(logits, score, n);
+        sigmoid_clamped(logits, score, all);
         return 0;
     }
-    for (; i + 64 <= n; i += 64) {
+    for (; i + 64 <= all; i += 64) {
         __m512 x[4];
         for (int j = 0; j < 4; j++) {
             x[j] = _mm512_loadu_ps(logits + i + 16 * j);
@@ -97,21 +97,21 @@ static uint32_t score_sigmoid(const float *logits, float *score, int n) {
         for (int j = 0; j < 4; j++) x[j] = one_over_one_plus(exp_minus16(x[j]));
         for (int j = 0; j < 4; j++) _mm512_storeu_ps(score + i + 16 * j, x[j]);
     }
-    for (; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
+    for (; i < all; i += 16) {
+        __mmask16 m = tail_mask(all - i);
         __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
         most = magnitude(most, x);
         _mm512_mask_storeu_ps(score + i, m, one_over_one_plus(exp_minus16(x)));
     }
     uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(most);
-    if (largest >= PLAIN) sigmoid_clamped(logits, score, n);
+    if (largest >= PLAIN) sigmoid_clamped(logits, score, all);
     return largest;
 }
 
-static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
+static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n, int rows) {
     __m512i most = _mm512_setzero_si512();
-    for (int i = 0; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
+    for (int i = 0, all = n * rows; i < all; i += 16) {
+        __mmask16 m = tail_mask(all - i);
         __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
         most = magnitude(most, x);
         __m512 tail = log1p16(exp16(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x))));
@@ -121,28 +121,49 @@ static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
     return (uint32_t)_mm512_reduce_max_epi32(most);
 }
 
-static float lane_tree(__m512 lane) {
-    float x[16];
-    _mm512_storeu_ps(x, lane);
-    __m256 eight = _mm256_add_ps(_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8));
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+/* Lane t <- the 16 lanes of row t folded in half four times: the portable code's tree. */
+#define FOLD(name, op)                                                                             \
+    static inline __m512 name##_four(const __m512 *r) {                                            \
+        __m512 a =                                                                                 \
+            op(_mm512_shuffle_f32x4(r[0], r[4], 0x44), _mm512_shuffle_f32x4(r[0], r[4], 0xee));    \
+        __m512 b =                                                                                 \
+            op(_mm512_shuffle_f32x4(r[8], r[12], 0x44), _mm512_shuffle_f32x4(r[8], r[12], 0xee));  \
+        return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));             \
+    }                                                                                              \
+    static inline __m512 name(const __m512 r[16]) {                                                \
+        __m512 a = name##_four(r), b = name##_four(r + 1);                                         \
+        __m512 c = name##_four(r + 2), d = name##_four(r + 3);                                     \
+        a = op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));                      \
+        c = op(_mm512_shuffle_ps(c, d, 0x44), _mm512_shuffle_ps(c, d, 0xee));                      \
+        return op(_mm512_shuffle_ps(a, c, 0x88), _mm512_shuffle_ps(a, c, 0xdd));                   \
+    }
+FOLD(fold_max, _mm512_max_ps)
+FOLD(fold_add, _mm512_add_ps)
+
+/* top[rows] <- the highest of each row; returns the bits of the largest magnitude. */
+static uint32_t row_maxima(const float *x, int n, int rows, float top[16]) {
+    __m512 max[16];
+    __m512i most = _mm512_setzero_si512();
+    for (int t = 0; t < 16; t++) max[t] = _mm512_set1_ps(-INFINITY);
+    for (int t = 0; t < rows; t++, x += n) {
+        int i = 0;
+        for (; i + 16 <= n; i += 16) {
+            __m512 v = _mm512_loadu_ps(x + i);
+            most = magnitude(most, v);
+            max[t] = _mm512_max_ps(max[t], v);
+        }
+        __mmask16 m = tail_mask(n - i);
+        __m512 v = _mm512_maskz_loadu_ps(m, x + i);
+        most = magnitude(most, v);
+        max[t] = _mm512_mask_max_ps(max[t], m, max[t], v);
+    }
+    _mm512_storeu_ps(top, fold_max(max));
+    return (uint32_t)_mm512_reduce_max_epi32(most);
 }
 
-/* The highest is found on the way to the largest magnitude: a NaN or an infinity shows there. */
-static uint32_t score_softmax(const float *logits, float *score, int n) {
-    __m512 max = _mm512_set1_ps(logits[0]), lane = _mm512_setzero_ps();
-    __m512i most = _mm512_setzero_si512();
-    for (int i = 0; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
-        __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
-        most = magnitude(most, x);
-        max = _mm512_mask_max_ps(max, m, max, x);
-    }
-    uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(most);
-    __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(max));
-    bool plain = largest < PLAIN - (1 << 23); /* below half of it: so are all differences */
+/* One row: score <- exp(logit - top); returns the 16 partial sums. plain: differences below 80. */
+static inline __m512 exp_row(const float *logits, float *score, int n, float highest, bool plain) {
+    __m512 top = _mm512_set1_ps(highest), lane = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail_mask(n - i);
         __m512 x = _mm512_maskz_loadu_ps(m, logits + i);
@@ -150,26 +171,50 @@ static uint32_t score_softmax(const float *logits, float *score, int n) {
         lane = _mm512_mask_add_ps(lane, m, lane, e);
         _mm512_mask_storeu_ps(score + i, m, e);
     }
-    __m512 sum = _mm512_set1_ps(lane_tree(lane));
-    for (int i = 0; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
-        _mm512_mask_storeu_ps(score + i, m,
-                              _mm512_div_ps(_mm512_maskz_loadu_ps(m, score + i), sum));
+    return lane;
+}
+
+static uint32_t softmax_rows(const float *logits, float *score, int n, int rows) {
+    float top[16], sum[16];
+    __m512 lane[16];
+    uint32_t largest = row_maxima(logits, n, rows, top);
+    bool plain = largest < PLAIN - (1 << 23); /* below half of it: so are all differences */
+    for (int t = 0; t < 16; t++) lane[t] = _mm512_setzero_ps();
+    for (int t = 0; t < rows; t++)
+        lane[t] = exp_row(logits + t * n, score + t * n, n, top[t], plain);
+    _mm512_storeu_ps(sum, fold_add(lane));
+    for (int t = 0; t < rows; t++, score += n) {
+        __m512 divisor = _mm512_set1_ps(sum[t]);
+        for (int i = 0; i < n; i += 16) {
+            __mmask16 m = tail_mask(n - i);
+            __m512 x = _mm512_maskz_loadu_ps(m, score + i);
+            _mm512_mask_storeu_ps(score + i, m, _mm512_div_ps(x, divisor));
+        }
     }
     return largest;
 }
 
+static uint32_t score_softmax(const float *logits, float *score, int n, int rows) {
+    uint32_t most = 0;
+    for (int t = 0; t < rows; t += 16) {
+        int count = rows - t < 16 ? rows - t : 16;
+        uint32_t largest = softmax_rows(logits + t * n, score + t * n, n, count);
+        most = largest > most ? largest : most;
+    }
+    return most;
+}
+
 /* Rare ones: the portable loops. */
-static uint32_t score_relu(const float *logits, float *score, int n) {
-    return route_kernels_portable.score[SCORE_RELU](logits, score, n);
+static uint32_t score_relu(const float *logits, float *score, int n, int rows) {
+    return route_kernels_portable.score[SCORE_RELU](logits, score, n, rows);
 }
 
-static uint32_t score_tanh(const float *logits, float *score, int n) {
-    return route_kernels_portable.score[SCORE_TANH](logits, score, n);
+static uint32_t score_tanh(const float *logits, float *score, int n, int rows) {
+    return route_kernels_portable.score[SCORE_TANH](logits, score, n, rows);
 }
 
-static uint32_t score_identity(const float *logits, float *score, int n) {
-    return route_kernels_portable.score[SCORE_IDENTITY](logits, score, n);
+static uint32_t score_identity(const float *logits, float *score, int n, int rows) {
+    return route_kernels_portable.score[SCORE_IDENTITY](logits, score, n, rows);
 }
 
 static void add_bias(const float *score, const float *bias, float *choice, int n) {

@@ -45,10 +45,10 @@ struct route_kernels {
     const char *name;
     /* Index of the first NaN or infinity in x[n]; -1 when there is none. */
     int64_t (*first_not_finite)(const float *x, int64_t n);
-    /* score[n] <- score function of logits[n]; by enum gate_score. Returns the bits of the largest
-     * magnitude among the logits (from 0x7f800000 on: one is not finite); may run in place, and
-     * then returns anything. */
-    uint32_t (*score[SCORE_IDENTITY + 1])(const float *logits, float *score, int n);
+    /* score[rows,n] <- score function of logits[rows,n]; by enum gate_score. Returns the bits of
+     * the largest magnitude among the logits (from 0x7f800000 on: one is not finite); may run in
+     * place, and then returns anything. */
+    uint32_t (*score[SCORE_IDENTITY + 1])(const float *logits, float *score, int n, int rows);
     /* choice[padded] <- score[n] + bias[n] (bias NULL: score), padded with -inf. */
     void (*add_bias)(const float *score, const float *bias, float *choice, int n);
     /* For each of `tokens` rows choice[stride]: scores its groups, sets kept[groups->count] (rows

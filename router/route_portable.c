@@ -29,43 +29,48 @@ static uint32_t largest_magnitude(const float *x, int n) {
     return largest;
 }
 
-static uint32_t score_softmax(const float *logits, float *score, int n) {
-    uint32_t largest = largest_magnitude(logits, n);
+static void softmax_row(const float *logits, float *score, int n) {
     float max = logits[0];
     for (int i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
     for (int i = 0; i < n; i++) score[i] = mathf_exp(logits[i] - max);
     float sum = lane_sum(score, n);
     for (int i = 0; i < n; i++) score[i] /= sum;
+}
+
+static uint32_t score_softmax(const float *logits, float *score, int n, int rows) {
+    uint32_t largest = largest_magnitude(logits, n * rows);
+    for (int t = 0; t < rows; t++) softmax_row(logits + t * n, score + t * n, n);
     return largest;
 }
 
-static uint32_t score_sigmoid(const float *logits, float *score, int n) {
-    uint32_t largest = largest_magnitude(logits, n);
-    for (int i = 0; i < n; i++) score[i] = mathf_sigmoid(logits[i]);
+static uint32_t score_sigmoid(const float *logits, float *score, int n, int rows) {
+    uint32_t largest = largest_magnitude(logits, n * rows);
+    for (int i = 0; i < n * rows; i++) score[i] = mathf_sigmoid(logits[i]);
     return largest;
 }
 
-static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n) {
-    uint32_t largest = largest_magnitude(logits, n);
-    for (int i = 0; i < n; i++) score[i] = mathf_sqrtsoftplus(logits[i]);
+static uint32_t score_sqrtsoftplus(const float *logits, float *score, int n, int rows) {
+    uint32_t largest = largest_magnitude(logits, n * rows);
+    for (int i = 0; i < n * rows; i++) score[i] = mathf_sqrtsoftplus(logits[i]);
     return largest;
 }
 
-static uint32_t score_relu(const float *logits, float *score, int n) {
-    uint32_t largest = largest_magnitude(logits, n);
-    for (int i = 0; i < n; i++) score[i] = logits[i] > 0 ? logits[i] : 0;
+static uint32_t score_relu(const float *logits, float *score, int n, int rows) {
+    uint32_t largest = largest_magnitude(logits, n * rows);
+    for (int i = 0; i < n * rows; i++) score[i] = logits[i] > 0 ? logits[i] : 0;
     return largest;
 }
 
-static uint32_t score_tanh(const float *logits, float *score, int n) {
-    uint32_t largest = largest_magnitude(logits, n);
-    for (int i = 0; i < n; i++) score[i] = mathf_tanh(logits[i]);
+static uint32_t score_tanh(const float *logits, float *score, int n, int rows) {
+    uint32_t largest = largest_magnitude(logits, n * rows);
+    for (int i = 0; i < n * rows; i++) score[i] = mathf_tanh(logits[i]);
     return largest;
 }
 
-static uint32_t score_identity(const float *logits, float *score, int n) {
-    if (score != logits) memcpy(score, logits, (size_t)n * sizeof *score);
-    return largest_magnitude(logits, n);
+static uint32_t score_identity(const float *logits, float *score, int n, int rows) {
+    size_t bytes = (size_t)n * (size_t)rows * sizeof *score;
+    if (score != logits) memcpy(score, logits, bytes);
+    return largest_magnitude(logits, n * rows);
 }
 
 static void add_bias(const float *score, const float *bias, float *choice, int n) {
