@@ -272,6 +272,19 @@ static void fill_rows_of_chunk(struct stream *s, int64_t position, int64_t n) {
     for (int64_t t = 0; t < n && s->id; t++) s->id[t] = s->job->ids->id[s->token[t]];
 }
 
+/* The score functions that units share; returns the first logit that is not finite, or -1. */
+static int64_t score_chunk(struct stream *s, const float *logits, int64_t n) {
+    bool scored = false;
+    for (int score = 0; score < SCORES; score++) {
+        if (!s->scores[score]) continue;
+        int64_t bad = route_scores((enum gate_score)score, s->layer->experts, n, logits,
+                                   s->scores[score]);
+        if (bad >= 0) return bad;
+        scored = true;
+    }
+    return scored ? -1 : route_first_not_finite(logits, n * s->layer->experts);
+}
+
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
                       struct err *err) {
     struct layer_run *run = s->run;
@@ -280,11 +293,8 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
                                    .logits = logits,
                                    .ordered = !s->job->options->order,
                                    .mask = s->mask};
-    int64_t bad = route_first_not_finite(logits, n * s->layer->experts);
+    int64_t bad = score_chunk(s, logits, n);
     if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
-    for (int score = 0; score < SCORES; score++)
-        if (s->scores[score])
-            route_scores((enum gate_score)score, s->layer->experts, n, logits, s->scores[score]);
     fill_rows_of_chunk(s, position, n);
     for (int u = 0; u < run->units; u++)
         unit_route(run->unit[u], logits, scores_for(s, run->unit[u], logits), n, s->scratch);
