@@ -70,7 +70,7 @@ INLINE void transpose(__m512i r[16]) {
     r[i + 8] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);                                         \
     r[i + 4] = _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0x88);                                    \
     r[i + 12] = _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0xdd);
-        HALVES(0) HALVES(1) HALVES(2) HALVES(3)
+    HALVES(0) HALVES(1) HALVES(2) HALVES(3)
 }
 
 /* ---- choice scores as integers */
@@ -308,7 +308,8 @@ INLINE void rank(const int32_t *value, uint64_t order[N]) {
     PLACES(2)
     PLACES(4)
     PLACES(6)
-    PLACES(8) PLACES(10) PLACES(12) PLACES(14) const __m512i first =
+    PLACES(8)
+    PLACES(10) PLACES(12) PLACES(14) const __m512i first =
         _mm512_set_epi64(0x1700000007, 0x1600000006, 0x1500000005, 0x1400000004, 0x1300000003,
                          0x1200000002, 0x1100000001, 0x1000000000);
     const __m512i last = _mm512_add_epi32(first, _mm512_set1_epi32(8));
@@ -389,7 +390,8 @@ INLINE unsigned choose(const struct reading how, const struct route_job *job) {
 COPY(0, 0, 0)
 COPY(0, 0, 1)
 COPY(0, 1, 0)
-COPY(0, 1, 1) COPY(1, 0, 0) COPY(1, 0, 1) COPY(1, 1, 0) COPY(1, 1, 1)
+COPY(0, 1, 1)
+COPY(1, 0, 0) COPY(1, 0, 1) COPY(1, 1, 0) COPY(1, 1, 1)
 
     static unsigned (*const copies[2][2][2])(const struct route_job *) = {
         {{choose_000, choose_001}, {choose_010, choose_011}},

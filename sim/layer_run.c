@@ -11,6 +11,7 @@
 #include "analysis/balance.h"
 #include "router/route.h"
 #include "sim/optimum.h"
+#include "sim/sums.h"
 
 enum { SCORES = SCORE_IDENTITY + 1 };
 
@@ -32,6 +33,7 @@ struct stream {
     int64_t *token;         /* [n] behind rows */
     int32_t *id;            /* [n] behind rows; only for hash layers */
     uint64_t *mask;         /* [E/64] */
+    uint64_t *native_set;   /* [n, E/64] */
     void *scratch;
 };
 
@@ -145,6 +147,7 @@ static bool add_tops(struct stream *s, struct err *err) {
         struct gate top = {.score = gate->score, .topk = gate->topk, .scale = 1};
         unit->top = static_unit(s, &top, START_DEFAULT, err);
         if (!unit->top) return false;
+        unit->top->holds = true;
     }
     return true;
 }
@@ -191,6 +194,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     }
     if (!make_rows(s, n)) return err_memory(err, "replay");
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
+    s->native_set = arena_alloc(arena, n, (size_t)sums_words((int)experts) * sizeof *s->native_set);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
     if (s->job->options->order && s->job->source->ids) {
         size_t k = (size_t)s->layer->native.topk;
@@ -202,7 +206,8 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     if (gathers) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
     bool documents = s->job->options->documents || s->job->options->losses;
     if (documents) s->document = arena_alloc(arena, n, sizeof *s->document);
-    bool ok = s->mask && s->scratch && (s->gathered || !gathers) && (s->document || !documents);
+    bool ok = s->mask && s->native_set && s->scratch && (s->gathered || !gathers) &&
+              (s->document || !documents);
     return ok || err_memory(err, "replay");
 }
 
@@ -277,12 +282,25 @@ static int64_t score_chunk(struct stream *s, const float *logits, int64_t n) {
     bool scored = false;
     for (int score = 0; score < SCORES; score++) {
         if (!s->scores[score]) continue;
-        int64_t bad = route_scores((enum gate_score)score, s->layer->experts, n, logits,
-                                   s->scores[score]);
+        int64_t bad =
+            route_scores((enum gate_score)score, s->layer->experts, n, logits, s->scores[score]);
         if (bad >= 0) return bad;
         scored = true;
     }
     return scored ? -1 : route_first_not_finite(logits, n * s->layer->experts);
+}
+
+/* What the units' sums share: the native choices as sets, the mass of the k highest. */
+static void hold(struct stream *s, const float *logits, int64_t n) {
+    const struct unit *native = s->native;
+    const struct sums sums = {n, native->experts, native->slots, native->expert};
+    bool compared = false;
+    for (int u = 0; u < s->run->units; u++) {
+        struct unit *unit = s->run->unit[u];
+        compared = compared || (unit != native && !unit->hidden);
+        if (unit->holds) unit_hold(unit, scores_for(s, unit, logits), n);
+    }
+    if (compared) sums_sets(&sums, s->native_set);
 }
 
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
@@ -292,6 +310,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
                                    .native = s->native,
                                    .logits = logits,
                                    .ordered = !s->job->options->order,
+                                   .native_set = s->native_set,
                                    .mask = s->mask};
     int64_t bad = score_chunk(s, logits, n);
     if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
@@ -301,6 +320,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
     for (int64_t t = 0; t < n && s->document; t++)
         s->document[t] = document_of(s->job->source, token_at(s, position + t));
     context.document = s->document;
+    hold(s, logits, n);
     for (int u = 0; u < run->units; u++) {
         context.scores = scores_for(s, run->unit[u], logits);
         unit_accumulate(run->unit[u], &context);
@@ -311,7 +331,8 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
 /* A chunk of choices: nothing is routed. */
 static bool take_chunk(struct stream *s, int64_t position, int64_t *n, struct err *err) {
     const struct source *source = s->job->source;
-    struct unit_context context = {.native = s->native, .mask = s->mask};
+    struct unit_context context = {
+        .native = s->native, .native_set = s->native_set, .mask = s->mask};
     int64_t left = source->tokens - position, max = s->chunk_tokens;
     const int32_t *expert = s->experts;
     const float *weight = s->weights;
@@ -324,10 +345,9 @@ static bool take_chunk(struct stream *s, int64_t position, int64_t *n, struct er
     for (int64_t t = 0; t < *n && s->document; t++)
         s->document[t] = document_of(source, token_at(s, position + t));
     context.document = s->document;
-    for (int u = 0; u < s->run->units; u++) {
-        unit_take(s->run->unit[u], expert, weight, *n);
-        unit_accumulate(s->run->unit[u], &context);
-    }
+    for (int u = 0; u < s->run->units; u++) unit_take(s->run->unit[u], expert, weight, *n);
+    hold(s, NULL, *n);
+    for (int u = 0; u < s->run->units; u++) unit_accumulate(s->run->unit[u], &context);
     return true;
 }
 

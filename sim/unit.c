@@ -10,6 +10,7 @@
 
 #include "router/batch.h"
 #include "router/route.h"
+#include "sim/sums.h"
 
 static bool make_bias(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
     size_t experts = (size_t)setup->experts;
@@ -61,9 +62,11 @@ static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) 
     unit->weight = arena_alloc(arena, n * k, sizeof *unit->weight);
     unit->tie = arena_alloc(arena, n, sizeof *unit->tie);
     unit->escape = arena_alloc(arena, n, sizeof *unit->escape);
+    unit->held = arena_alloc(arena, n, sizeof *unit->held);
     size_t batch = route_batch_bytes(&unit->gate, unit->experts, chunk);
     if (batch > 0) unit->batch = arena_alloc(arena, batch, 1);
-    return unit->expert && unit->weight && unit->tie && unit->escape && (unit->batch || !batch);
+    return unit->expert && unit->weight && unit->tie && unit->escape && unit->held &&
+           (unit->batch || !batch);
 }
 
 static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
@@ -124,7 +127,7 @@ static void route_product(struct unit *unit, const float *logits, const float *s
         for (int e = 0; e < unit->experts; e++)
             unit->product[t * unit->experts + e] = scores[t * unit->experts + e] * unit->rounded[e];
     route_scored(&gate, unit->experts, n, logits, unit->product, NULL, out, scratch);
-    route_weights(&gate, unit->experts, n, logits, scores, out->expert, weight);
+    if (weight) route_weights(&gate, unit->experts, n, logits, scores, out->expert, weight);
 }
 
 static struct route_rows rows_from(const struct unit *unit, int64_t from) {
@@ -139,7 +142,8 @@ static void route_hash(struct unit *unit, const float *logits, const float *scor
                        int64_t n, struct routes *out) {
     struct route_rows rows = rows_from(unit, from);
     route_hashed(&unit->gate, &rows, unit->experts, n, unit->table, out->expert);
-    route_weights(&unit->gate, unit->experts, n, logits, scores, out->expert, out->weight);
+    if (out->weight)
+        route_weights(&unit->gate, unit->experts, n, logits, scores, out->expert, out->weight);
     memset(out->tie, 0, (size_t)n);
     memset(out->escape, 0, (size_t)n);
 }
@@ -150,6 +154,7 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
     int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
+    if (unit->hidden) out.weight = NULL; /* nobody adds them up */
     logits += at;
     if (scores) scores += at;
     if (gate_hashes(&unit->gate))
@@ -268,20 +273,15 @@ static void add_sparse_loads(struct unit *unit, const struct unit_context *c) {
     }
 }
 
-static void add_loads(struct unit *unit, const struct unit_context *c) {
-    int k = unit->gate.topk;
-    unit->kept += c->n * k;
-    unit->most = k;
-    for (int64_t t = 0; t < c->n; t++) {
-        const int32_t *expert = unit->expert + t * k;
-        const float *weight = unit->weight + t * k;
-        for (int i = 0; i < k; i++) {
-            unit->count[expert[i]]++;
-            unit->received[expert[i]] += (double)weight[i];
-        }
-        unit->ties += unit->tie[t];
-        unit->escapes += unit->escape[t];
-    }
+/* The same for tokens that fill all slots. */
+static void add_full_loads(struct unit *unit, const struct unit_context *c,
+                           const struct sums *sums) {
+    unit->kept += c->n * sums->k;
+    unit->most = sums->k;
+    for (int64_t i = 0; i < c->n * sums->k; i++) unit->count[unit->expert[i]]++;
+    sums_received(sums, unit->weight, unit->received);
+    for (int64_t t = 0; t < c->n; t++) unit->ties += unit->tie[t];
+    for (int64_t t = 0; t < c->n; t++) unit->escapes += unit->escape[t];
 }
 
 static void add_ranks(struct unit *unit, int64_t n) {
@@ -376,6 +376,31 @@ static void add_mass(struct unit *unit, const struct unit_context *c) {
     }
 }
 
+void unit_hold(struct unit *unit, const float *scores, int64_t n) {
+    const struct sums sums = {n, unit->experts, unit->gate.topk, unit->expert};
+    sums_mass(&sums, scores, unit->held);
+}
+
+/* add_mass where nobody left a slot empty; the last full batch is a range of the chunk. */
+static void add_full_mass(struct unit *unit, const struct unit_context *c,
+                          const struct sums *sums) {
+    double *share = unit->held;
+    if (unit->top) sums_mass(sums, c->scores, share);
+    for (int64_t t = 0; t < c->n; t++) {
+        double most = unit->top ? unit->top->held[t] : 0;
+        double kept = most != 0 ? share[t] / most : 1;
+        if (!unit->holds) share[t] = kept;
+        unit->mass += kept;
+    }
+    for (int i = 0; i < unit->batch_sets; i++) {
+        struct batches *b = unit->batches[i];
+        int64_t first = batches_last_first(b) - unit->tokens, last = first + b->batch_tokens;
+        if (batches_last_first(b) < 0) continue;
+        for (int64_t t = first > 0 ? first : 0; t < c->n && t < last; t++)
+            b->last_mass += unit->top ? share[t] : 1;
+    }
+}
+
 static void add_losses(struct unit *unit, const struct unit_context *c) {
     int k = unit->gate.topk;
     const struct unit *top = unit->top ? unit->top : unit;
@@ -389,21 +414,38 @@ static void add_losses(struct unit *unit, const struct unit_context *c) {
     }
 }
 
-void unit_accumulate(struct unit *unit, const struct unit_context *c) {
+static void accumulate_sparse(struct unit *unit, const struct unit_context *c) {
     int64_t different = 0;
-    if (unit->hidden) return;
-    if (unit->sparse)
-        add_sparse_loads(unit, c);
-    else
-        add_loads(unit, c);
+    add_sparse_loads(unit, c);
     add_ranks(unit, c->n);
-    if (unit->document) add_documents(unit, c);
-    if (unit->losses) add_losses(unit, c);
     if (unit == c->native)
         unit->agreed += c->n * unit->gate.topk;
     else
         unit->agreed += common_all(unit, c->native, c, &different);
-    if (unit->twin) common_all(unit, unit->twin, c, &unit->parted);
     add_mass(unit, c);
+}
+
+static void accumulate_full(struct unit *unit, const struct unit_context *c) {
+    const struct sums sums = {c->n, unit->experts, unit->slots, unit->expert};
+    int64_t different = 0;
+    add_full_loads(unit, c, &sums);
+    for (int i = 0; i < sums.k && unit->tokens == 0; i++) unit->shift[i] = (double)unit->weight[i];
+    sums_ranks(&sums, unit->weight, unit->shift, unit->first_sum, unit->second_sum);
+    if (unit == c->native)
+        unit->agreed += c->n * sums.k;
+    else
+        unit->agreed += sums_common(&sums, c->native_set, &different);
+    add_full_mass(unit, c, &sums);
+}
+
+void unit_accumulate(struct unit *unit, const struct unit_context *c) {
+    if (unit->hidden) return;
+    if (unit->document) add_documents(unit, c);
+    if (unit->losses) add_losses(unit, c);
+    if (unit->twin) common_all(unit, unit->twin, c, &unit->parted);
+    if (unit->sparse)
+        accumulate_sparse(unit, c);
+    else
+        accumulate_full(unit, c);
     unit->tokens += c->n;
 }

@@ -46,6 +46,8 @@ struct unit {
     float *weight;   /* [n,slots] */
     uint8_t *tie;    /* [n] */
     uint8_t *escape; /* [n] */
+    double *held;    /* [n] sum of its experts' scores, where it holds; else scratch */
+    bool holds;      /* it is some unit's top */
 
     /* over all tokens so far */
     bool hidden; /* keeps no sums */
@@ -66,8 +68,7 @@ struct unit {
     struct batches **batches; /* [batch_sets] one per variant; the first drives the updates */
     int batch_sets;
 
-    const struct unit
-        *top; /* hidden or not: the k highest of the same score; NULL: this one is it */
+    struct unit *top; /* hidden or not: the k highest of the same score; NULL: this one is it */
     const struct unit *twin; /* earlier unit of claimed equal load, not bit for bit; or NULL */
     int64_t parted;          /* tokens where it and twin differ */
 };
@@ -110,10 +111,13 @@ struct unit_context {
     const float *logits; /* [n,E] */
     bool ordered;        /* documents come one after the other */
     const float *scores; /* [n,E] of the unit's score function; NULL when mass is kept fully */
-    const struct unit *native; /* its choices of this chunk */
-    const int64_t *document;   /* [n] document of each token; NULL when not counted */
-    uint64_t *mask;            /* [words] zeroed scratch, E bits */
+    const struct unit *native;  /* its choices of this chunk */
+    const uint64_t *native_set; /* [n, sums_words(E)] as sets; made where another unit counts */
+    const int64_t *document;    /* [n] document of each token; NULL when not counted */
+    uint64_t *mask;             /* [words] zeroed scratch, E bits */
 };
+/* Before any unit adds its sums: held[n] of a unit that holds. */
+void unit_hold(struct unit *unit, const float *scores, int64_t n);
 /* Adds the chunk to the sums, token by token. */
 void unit_accumulate(struct unit *unit, const struct unit_context *context);
 

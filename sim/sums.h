@@ -1,0 +1,35 @@
+/* sums.h - what every routing adds up per chunk, for tokens that all keep k experts
+ *
+ * Layer 4 (sim), private to the replay; pure. Each sum runs in token order and, within a token, in
+ * order of selection, as the general loops of unit.c do: the same bits, faster, because the usual k
+ * are constants of their own copies. Letters: n tokens, E experts, k chosen. */
+#ifndef SIM_SUMS_H
+#define SIM_SUMS_H
+
+#include <stdint.h>
+
+/* A chunk's choices; none is empty, unless said otherwise. */
+struct sums {
+    int64_t n;
+    int experts, k;
+    const int32_t *expert; /* [n,k] */
+};
+
+/* received[E] += weight[n,k] at its expert. */
+void sums_received(const struct sums *s, const float *weight, double *received);
+
+/* first[k] += d, second[k] += d d, with d = weight[n,k] - shift[k]. */
+void sums_ranks(const struct sums *s, const float *weight, const double *shift, double *first,
+                double *second);
+
+/* mass[n] <- sum of score[n,E] at the experts of each token. */
+void sums_mass(const struct sums *s, const float *score, double *mass);
+
+/* Words of a set of experts. */
+static inline int sums_words(int experts) { return (experts + 63) / 64; }
+/* set[n, words] <- each token's experts (negative ones left out) as bits. */
+void sums_sets(const struct sums *s, uint64_t *set);
+/* How many choices are in the token's set; *different grows by the tokens where not all are. */
+int64_t sums_common(const struct sums *s, const uint64_t *set, int64_t *different);
+
+#endif
