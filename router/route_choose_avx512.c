@@ -305,13 +305,12 @@ INLINE void rank(const int32_t *value, uint64_t order[N]) {
 #define PLACES(i)                                                                                  \
     even = _mm512_or_si512(even, _mm512_slli_epi32(_mm512_andnot_si512(r[i], low), 2 * i));        \
     odd = _mm512_or_si512(odd, _mm512_slli_epi32(_mm512_andnot_si512(r[i + 1], low), 2 * i));
-    PLACES(2)
-    PLACES(4)
-    PLACES(6)
-    PLACES(8)
-    PLACES(10) PLACES(12) PLACES(14) const __m512i first =
-        _mm512_set_epi64(0x1700000007, 0x1600000006, 0x1500000005, 0x1400000004, 0x1300000003,
-                         0x1200000002, 0x1100000001, 0x1000000000);
+    /* clang-format off */
+    PLACES(2) PLACES(4) PLACES(6) PLACES(8) PLACES(10) PLACES(12) PLACES(14)
+        /* clang-format on */
+        const __m512i first =
+            _mm512_set_epi64(0x1700000007, 0x1600000006, 0x1500000005, 0x1400000004, 0x1300000003,
+                             0x1200000002, 0x1100000001, 0x1000000000);
     const __m512i last = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     _mm512_storeu_si512(order, _mm512_permutex2var_epi32(even, first, odd));
     _mm512_storeu_si512(order + 8, _mm512_permutex2var_epi32(even, last, odd));
@@ -387,11 +386,10 @@ INLINE unsigned choose(const struct reading how, const struct route_job *job) {
     VBMI2 static unsigned choose_##biased##ordered##grouped(const struct route_job *job) {         \
         return choose((const struct reading){biased, ordered, grouped}, job);                      \
     }
-COPY(0, 0, 0)
-COPY(0, 0, 1)
-COPY(0, 1, 0)
-COPY(0, 1, 1)
+/* clang-format off */
+COPY(0, 0, 0) COPY(0, 0, 1) COPY(0, 1, 0) COPY(0, 1, 1)
 COPY(1, 0, 0) COPY(1, 0, 1) COPY(1, 1, 0) COPY(1, 1, 1)
+    /* clang-format on */
 
     static unsigned (*const copies[2][2][2])(const struct route_job *) = {
         {{choose_000, choose_001}, {choose_010, choose_011}},
