@@ -250,12 +250,13 @@ bool cell_run(struct throughput_cell *cell, const struct loaded *l, const struct
 double cell_balanced_ms(const struct throughput_cell *cell, const struct loaded *l,
                         const struct serving *serving) {
     struct load_law law = {.kind = LOAD_BALANCED};
-    struct load_group group = {l->experts, l->topk, cell->point.ranks, serving->group, 0};
+    int held = l->experts % cell->point.ranks == 0 ? l->experts : l->experts + cell->point.replicas;
+    struct load_group group = {held, l->topk, cell->point.ranks, serving->group, 0};
     struct rank_load load;
     struct err unused;
     if (!load_expect(&law, &group, 1, &load, &unused)) return NAN;
     struct layer_shape shape =
-        layer_shape_of(l->options, l->topk, (double)l->experts / cell->point.ranks);
+        layer_shape_of(l->options, l->topk, (double)held / cell->point.ranks);
     return layer_time_ms(&l->options->cluster->constants.layer, &shape, &load,
                          (double)serving->group);
 }

@@ -25,7 +25,8 @@ struct placement_shape cell_shape(const struct throughput_point *point, const st
 bool cell_run(struct throughput_cell *cell, const struct loaded *l, const struct serving *serving,
               double balanced_ms, struct arena *arena, struct err *err);
 
-/* Time of the experts under the balanced law of the same tokens; NaN where it has no meaning. */
+/* Time of the experts under the balanced law of the same tokens: over the experts, or, where the
+ * ranks do not divide them, over the slots; NaN where neither has a whole number a rank. */
 double cell_balanced_ms(const struct throughput_cell *cell, const struct loaded *l,
                         const struct serving *serving);
 

@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS result_throughput ( -- one cell at one layer, or its 
   time_ms         REAL NOT NULL,    -- mean over batches
   tokens_per_s    REAL,             -- of the whole group; NULL for single layers
   slowdown        REAL,             -- of the experts: time / time at even load with equally many activated experts
-  against_balanced REAL,            -- of the experts: time / time under the balanced law of the same tokens
+  against_balanced REAL,            -- of the experts: time / time under the balanced law of the same tokens over the experts (over the slots where ranks do not divide the experts)
   regime          TEXT NOT NULL,    -- skew-helps, skew-free, skew-costs: by against_balanced
   comm_share      REAL,             -- dispatch and combine / time (before overlap)
   error_pct       REAL NOT NULL,    -- validated median error of the layer time of this GPU, kernel and phase, per cent
