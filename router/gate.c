@@ -108,18 +108,40 @@ static char *split_argument(char *text) {
     return colon + 1;
 }
 
+/* The rule of groups=device:.. and the like; NULL when `text` is none of their names. */
+static const char *rule_of_kind(const char *text) {
+#define X(name, rule, help)                                                                        \
+    if (strcmp(text, name) == 0) return rule;
+    GATE_GROUP_KINDS(X)
+#undef X
+    return NULL;
+}
+
 static bool read_groups(struct gate *gate, char *text, struct err *err) {
     if (strcmp(text, "none") == 0) {
         gate->groups = gate->groups_kept = 0;
         return true;
     }
     char *kept = split_argument(text);
-    char *rule = kept ? split_argument(kept) : NULL;
+    const char *kind = text, *rule = rule_of_kind(text);
     int64_t n, keep;
     int rule_index;
+    if (rule) {
+        text = kept;
+        kept = text ? split_argument(text) : NULL;
+        if (!kept)
+            return err_set(err, ERR_USAGE,
+                           "gate: groups: found %s without its number, expected %s:N:KEEP (replay "
+                           "--groups %s:KEEP takes N from --ranks)",
+                           kind, kind, kind);
+    } else {
+        rule = kept ? split_argument(kept) : NULL;
+    }
     if (!rule)
         return err_set(err, ERR_USAGE,
-                       "gate: groups: found \"%.40s\", expected none or N:KEEP:RULE", text);
+                       "gate: groups: found \"%.40s\", expected none, N:KEEP:RULE, device:D:M or "
+                       "node:N:M",
+                       text);
     if (!parse_int(text, "gate: groups", 1, GATE_MAX_EXPERTS, &n, err) ||
         !parse_int(kept, "gate: groups kept", 1, n, &keep, err) ||
         !read_name("groups rule", rule_names, rule, &rule_index, err))

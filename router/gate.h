@@ -31,6 +31,12 @@
     X(GROUP_TOP2SUM, "top2sum", "sum of the two best (DeepSeek-V3)")                               \
     X(GROUP_TOPSUM, "topsum", "sum of the k/KEEP best (Megatron-LM)")
 
+/* Groups by what they are in a deployment: groups=NAME:N:KEEP is groups=N:KEEP:RULE.
+ * X(NAME, RULE, help) */
+#define GATE_GROUP_KINDS(X)                                                                        \
+    X("device", "max", "at most M of D devices a token, by their best expert (DeepSeek-V2)")       \
+    X("node", "topsum", "at most M of N nodes a token, by the sum of their k/M best (DeepSeek-V3)")
+
 /* What experts of dropped groups are set to before the final top-k. */
 #define GATE_FILLS(X)                                                                              \
     X(FILL_NEG_INF, "-inf", "never chosen")                                                        \

@@ -25,6 +25,7 @@ const char *bias_start_name(enum bias_start start) {
 /* One combination, still in words; NULL = not asked. */
 struct words {
     const char *gate, *score, *groups, *norm;
+    int ranks;                    /* what --groups device:M and node:M divide the experts into */
     const struct bias_rule *rule; /* NULL: the default of each layer */
     enum bias_start start;
 };
@@ -55,10 +56,22 @@ static bool override_score(struct gate *gate, const char *word, struct err *err)
     return true;
 }
 
-static bool override_groups(struct gate *gate, const char *word, struct err *err) {
-    char text[GATE_TEXT_BYTES];
+/* "device:3" -> "device:8:3" on 8 ranks; other words stay. */
+static void name_ranks(const char *word, int ranks, char *text, size_t size) {
+    const char *colon = strchr(word, ':');
+    size_t name = colon ? (size_t)(colon - word) : 0;
+    bool kind = name > 0 && !strchr(colon + 1, ':') && strcspn(word, "0123456789") > name;
+    if (kind)
+        snprintf(text, size, "%.*s:%d%s", (int)name, word, ranks, colon);
+    else
+        snprintf(text, size, "%s", word);
+}
+
+static bool override_groups(struct gate *gate, const char *word, int ranks, struct err *err) {
+    char text[GATE_TEXT_BYTES], groups[GATE_TEXT_BYTES];
     struct gate from;
-    snprintf(text, sizeof text, "softmax,topk=%d,groups=%s", gate->topk, word);
+    name_ranks(word, ranks, groups, sizeof groups);
+    snprintf(text, sizeof text, "softmax,topk=%d,groups=%.200s", gate->topk, groups);
     if (!gate_parse(text, NULL, &from, err)) return err_context(err, "--groups %.40s", word);
     if (from.groups == 0) gate->fill = FILL_NEG_INF;
     gate->groups = from.groups;
@@ -87,7 +100,7 @@ static bool resolve_gate(const struct words *words, const struct source_layer *l
                        "found --score or --groups, expected neither",
                        words->gate);
     if (words->score && !override_score(gate, words->score, err)) return false;
-    if (words->groups && !override_groups(gate, words->groups, err)) return false;
+    if (words->groups && !override_groups(gate, words->groups, words->ranks, err)) return false;
     return !words->norm || override_norm(gate, words->norm, err);
 }
 
@@ -191,12 +204,17 @@ static const char *text_at(const struct texts *texts, int i) {
     return texts->count > 0 ? texts->item[i] : NULL;
 }
 
+static int ranks_at(const struct product *p, const int *at) {
+    return (int)(p->lists->ranks_count > 0 ? p->lists->ranks[at[RANKS]] : p->default_ranks);
+}
+
 static struct words words_at(const struct product *p, const int *at) {
     const char *gate = text_at(&p->lists->gates, at[GATE]);
     return (struct words){.gate = gate ? gate : "native",
                           .score = text_at(&p->lists->scores, at[SCORE]),
                           .groups = text_at(&p->lists->groups, at[GROUPS]),
                           .norm = text_at(&p->lists->norms, at[NORM]),
+                          .ranks = ranks_at(p, at),
                           .rule = p->rules[at[RULE]],
                           .start = p->lists->start};
 }
@@ -340,7 +358,7 @@ static bool make_variant(const struct product *p, const int *at, struct variant 
     v->rate = rated ? v->schedule.rate[0] : NAN;
     v->batch_tokens =
         lists->batch_count > 0 ? lists->batch_tokens[at[BATCH]] : VARIANT_BATCH_TOKENS;
-    v->ranks = (int)(lists->ranks_count > 0 ? lists->ranks[at[RANKS]] : p->default_ranks);
+    v->ranks = words.ranks;
     v->same_why = "";
     print_words(v, &words, p);
     if (!check_ranks(v, p->source, err)) return false;
