@@ -169,13 +169,73 @@ static void what_cannot_be_read_is_refused_by_name(void **state) {
                                          {"topk=2,fill=1", "-inf"},
                                          {"topk=2,softmax,native", "\"native\""},
                                          {"native", "no captured gate"},
-                                         {"topk=2,foo=3", "\"foo=\""}};
+                                         {"topk=2,foo=3", "\"foo=\""},
+                                         {"topk=2,dtype=fp8", "bf16"},
+                                         {"topk=2,dtype=bf16:scores", "bf16:logits"},
+                                         {"topk=2,noise=-1", "noise"},
+                                         {"topk=2,noise=nan", "noise"},
+                                         {"topk=2,jitter=0.01", "multiplies the router's input"},
+                                         {"topk=2,topp=0", "topp"},
+                                         {"topk=2,topp=1.5", "at most 1"},
+                                         {"topk=2,threshold=x", "threshold"},
+                                         {"topk=2,cut=topp", "topp=P"},
+                                         {"identity,topk=2,topp=.5", "can be negative"},
+                                         {"tanh,topk=2,topp=.5", "can be negative"},
+                                         {"softmax,order=topk-score,topk=2,topp=.5", "score-topk"},
+                                         {"phimoe,topp=.5", "is fixed"},
+                                         {"phimoe,threshold=0", "is fixed"},
+                                         {"phimoe,dtype=bf16", "f32"},
+                                         {"topk=2,fn=hash", "no SEED"},
+                                         {"topk=2,fn=hash:-1", "fn=hash"},
+                                         {"topk=2,fn=hash:99999999", "fn=hash"},
+                                         {"topk=2,fn=balanced-hash:1", "found an argument"},
+                                         {"bias,topk=2,fn=hash:1", "found bias"},
+                                         {"topk=2,groups=4:2:max,fn=hash:1", "found groups"},
+                                         {"topk=2,noise=1,fn=balanced-hash", "found noise"},
+                                         {"topk=2,topp=.5,fn=hash:1", "is fixed"},
+                                         {"topk=4,groups=device:3", "device:N:KEEP"},
+                                         {"topk=4,groups=node", "node:N:KEEP"},
+                                         {"topk=4,groups=node:8:9", "1 to 8"},
+                                         {"topk=2,groups=node:8:4", "groups kept"},
+                                         {"topk=4,groups=rack:8:4", "found \"rack\""}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct gate gate;
         struct err err = {0};
         assert_false(gate_parse(bad[i][0], NULL, &gate, &err));
         if (!strstr(err.text, bad[i][1]))
             fail_msg("\"%s\": message lacks \"%s\": %s", bad[i][0], bad[i][1], err.text);
+    }
+}
+
+static void groups_by_device_and_node_are_the_published_rules(void **state) {
+    static const char *const pairs[][2] = {
+        {"softmax,groups=device:8:3,topk=6,norm=none", "softmax,groups=8:3:max,topk=6,norm=none"},
+        {"sigmoid,bias,groups=node:8:4,topk=8,norm=none",
+         "sigmoid,bias,groups=8:4:topsum,topk=8,norm=none"}};
+    (void)state;
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct gate gate = parse(pairs[i][0]);
+        char line[GATE_TEXT_BYTES];
+        gate_print(&gate, line);
+        assert_string_equal(line, pairs[i][1]);
+    }
+}
+
+static void gates_of_a_replay_alone_are_refused_elsewhere(void **state) {
+    static const char *const bad[][2] = {{"topk=2,noise=1", "found noise"},
+                                         {"topk=2,topp=.5", "found topp"},
+                                         {"topk=2,threshold=0", "found threshold"},
+                                         {"topk=2,fn=hash:1", "found hash"},
+                                         {"topk=2,fn=balanced-hash", "found balanced-hash"},
+                                         {"topk=9", "at most the 8"}};
+    struct err err = {0};
+    struct gate fine = parse("softmax,topk=2,dtype=bf16");
+    (void)state;
+    test_ok(gate_check_native(&fine, 8, false, &err), &err);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct gate gate = parse(bad[i][0]);
+        assert_false(gate_check_native(&gate, 8, false, &err));
+        assert_non_null(strstr(err.text, bad[i][1]));
     }
 }
 
@@ -244,7 +304,28 @@ static void equal_choices_are_claimed_only_where_they_hold(void **state) {
         {"sigmoid,bias,topk=4", "sigmoid,bias,topk=4,norm=sum", true},
         {"sigmoid,bias,topk=4", "softmax,bias,topk=4", false},
         {"sigmoid,bias,groups=8:4:max,topk=4", "sigmoid,bias,groups=8:4:max,fill=0,topk=4", false},
-        {"identity,groups=8:4:max,fill=0,topk=4", "identity,groups=8:4:max,topk=4", false}};
+        {"identity,groups=8:4:max,fill=0,topk=4", "identity,groups=8:4:max,topk=4", false},
+        {"tanh,topk=4", "softmax,topk=4", true},
+        {"tanh,groups=8:4:max,fill=0,topk=4", "tanh,groups=8:4:max,topk=4", false},
+        {"relu,topk=4", "softmax,topk=4", false},
+        {"softmax,topk=4,dtype=bf16", "softmax,topk=4", false},
+        {"softmax,topk=4,dtype=bf16", "sigmoid,topk=4,dtype=bf16", false},
+        {"softmax,topk=4,dtype=bf16:logits", "sigmoid,topk=4,dtype=bf16:logits", true},
+        {"softmax,topk=4,dtype=bf16:logits", "identity,topk=4,dtype=f16:logits", false},
+        {"softmax,topk=4,dtype=bf16:logits", "sigmoid,order=topk-score,topk=4,dtype=bf16", true},
+        {"softmax,topk=4,dtype=bf16", "softmax,topk=4,dtype=bf16,norm=sum,scale=2", true},
+        {"softmax,topk=4,noise=1", "sigmoid,topk=4,noise=1", true},
+        {"softmax,topk=4,noise=1", "softmax,topk=4,noise=2", false},
+        {"softmax,topk=4,topp=.5", "softmax,topk=4,topp=.5,norm=sum", true},
+        {"softmax,topk=4,topp=.5", "sigmoid,topk=4,topp=.5", false},
+        {"softmax,topk=4,topp=.5", "softmax,topk=4,topp=.6", false},
+        {"softmax,topk=4,threshold=0", "softmax,topk=4", false},
+        {"softmax,topk=4,fn=hash:1", "sigmoid,topk=4,fn=hash:1,norm=sum,dtype=bf16", true},
+        {"softmax,topk=4,fn=hash:1", "softmax,topk=4,fn=hash:2", false},
+        {"softmax,topk=4,fn=hash:1", "softmax,topk=4,fn=balanced-hash", false},
+        {"softmax,groups=device:8:3,topk=6", "sigmoid,groups=8:3:max,topk=6", true},
+        {"sigmoid,bias,groups=node:8:4,topk=8", "sigmoid,bias,groups=8:4:top2sum,topk=8", true},
+        {"sigmoid,bias,groups=node:8:3,topk=6", "sigmoid,bias,groups=device:8:3,topk=6", false}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         struct gate a = parse(pairs[i].a), b = parse(pairs[i].b);
         if (gate_same_choice(&a, &b) != pairs[i].same)
@@ -283,6 +364,8 @@ static void logarithms_and_scores_are_accurate(void **state) {
         double sigmoid = 1 / (1 + exp(-(double)x));
         score_worst = fmax(score_worst, fabs((double)mathf_sqrtsoftplus(x) - soft) / soft);
         score_worst = fmax(score_worst, fabs((double)mathf_sigmoid(x) - sigmoid) / sigmoid);
+        double bend = tanh((double)x), scale = fabs(bend) > 1e-30 ? fabs(bend) : 1;
+        score_worst = fmax(score_worst, fabs((double)mathf_tanh(x) - bend) / scale);
     }
     print_message("log1p: worst %.2e, scores: worst %.2e relative\n", log1p_worst, score_worst);
     assert_true(log1p_worst < 3e-7);
@@ -312,6 +395,8 @@ int test_gate(void) {
         cmocka_unit_test(presets_round_trip),
         cmocka_unit_test(later_items_override_a_preset),
         cmocka_unit_test(what_cannot_be_read_is_refused_by_name),
+        cmocka_unit_test(groups_by_device_and_node_are_the_published_rules),
+        cmocka_unit_test(gates_of_a_replay_alone_are_refused_elsewhere),
         cmocka_unit_test(impossible_gates_are_refused),
         cmocka_unit_test(non_finite_logits_are_located),
         cmocka_unit_test(sparsemixer_matches_the_published_example),
