@@ -190,6 +190,9 @@ static bool insert_layers(struct db *db, const struct trace_setup *setup, struct
     for (int r = 0; ok && r < setup->layer_count; r++) {
         const struct trace_layer *layer = &setup->layers[r];
         char gate[GATE_TEXT_BYTES];
+        ok = !layer->has_gate ||
+             gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err);
+        if (!ok) break;
         sqlite3_bind_int(row, 1, r);
         sqlite3_bind_int(row, 2, layer->layer);
         sqlite3_bind_int(row, 3, layer->experts);
