@@ -8,10 +8,10 @@ static double mean_of(const struct bias_batch *batch) {
     return (double)total / batch->experts;
 }
 
-/* (m - n_e) / m: 1 for an expert that nobody chose. Raw counts, as the paper's text has it, would
- * move the bias by thousands at once. */
+/* (m - n_e) / m: 1 for an expert that nobody chose, 0 when nobody chose any. Raw counts, as the
+ * paper's text has it, would move the bias by thousands at once. */
 static double violation(const struct bias_batch *batch, int e, double mean) {
-    return (mean - (double)batch->counts[e]) / mean;
+    return mean > 0 ? (mean - (double)batch->counts[e]) / mean : 0;
 }
 
 void bias_update_proportional(const struct bias_batch *batch, double *bias) {

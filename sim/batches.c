@@ -64,7 +64,7 @@ static double follow(struct batches *b) {
     double mean = balance_mean(b->counts, b->experts), projected = 0, norm = 0;
     bool in_tail = b->full >= b->expected / 2;
     for (int e = 0; e < b->experts; e++) {
-        double x = (double)b->counts[e] / mean - 1;
+        double x = mean > 0 ? (double)b->counts[e] / mean - 1 : 0;
         if (b->full == 0) b->first[e] = x;
         projected += x * b->first[e];
         norm += b->first[e] * b->first[e];
@@ -92,10 +92,11 @@ void batches_dynamics(const struct batches *b, struct dynamics *out) {
 void batches_close(struct batches *b) {
     if (b->filled == 0) return;
     if (b->filled == b->batch_tokens) b->response[b->closed] = follow(b);
+    bool chosen = balance_sum(b->counts, b->experts) > 0;
     b->tokens[b->closed] = b->filled;
-    b->maxvio[b->closed] = balance_maxvio(b->counts, b->experts);
+    b->maxvio[b->closed] = chosen ? balance_maxvio(b->counts, b->experts) : 0;
     balance_blocks(b->counts, b->experts, b->ranks, b->load);
-    b->efficiency[b->closed] = balance_efficiency(b->load, b->ranks);
+    b->efficiency[b->closed] = chosen ? balance_efficiency(b->load, b->ranks) : 1;
     b->closed++;
     b->filled = 0;
     memset(b->counts, 0, (size_t)b->experts * sizeof *b->counts);

@@ -2,7 +2,9 @@
  *
  * Layer 4 (sim): calls analysis and base. A balance batch is the next `batch_tokens` tokens of all
  * documents in replay order. A batch is closed when it is full, the last shorter one at the end; it
- * counts in means only when it is the only one (DESIGN section 8). Letters: E experts, k chosen. */
+ * counts in means only when it is the only one (DESIGN section 8). A batch in which nobody chose
+ * any expert (a threshold that no score passes) is balanced: maxvio 0, efficiency 1. Letters: E
+ * experts, k chosen. */
 #ifndef SIM_BATCHES_H
 #define SIM_BATCHES_H
 

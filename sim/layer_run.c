@@ -423,7 +423,8 @@ static bool measure(const struct unit *unit, const struct batches *b, struct res
     m->load_max = balance_max(unit->count, experts);
     m->ties = unit->ties;
     m->group_escapes = unit->escapes;
-    m->agreement = (double)unit->agreed / (tokens * unit->gate.topk);
+    m->agreement = unit->gate.cut != CUT_NONE ? unit->agreed_share / tokens
+                                              : (double)unit->agreed / (tokens * unit->gate.topk);
     m->mass_retained = unit->mass / tokens;
     balance_blocks(unit->count, experts, b->ranks, b->load);
     m->rank_maxvio = balance_maxvio(b->load, b->ranks);

@@ -344,6 +344,20 @@ static int64_t common_all(const struct unit *a, const struct unit *b, const stru
     return both;
 }
 
+/* Where tokens choose different numbers of experts each token counts alike; one without any agrees
+ * in nothing. */
+static double common_shares(const struct unit *a, const struct unit *b,
+                            const struct unit_context *c) {
+    double sum = 0;
+    for (int64_t t = 0; t < c->n; t++) {
+        const int32_t *of_a = a->expert + t * a->slots;
+        int n = filled(of_a, a->slots);
+        if (n == 0) continue;
+        sum += (double)common_sparse(of_a, a->slots, b->expert + t * b->slots, b->slots) / n;
+    }
+    return sum;
+}
+
 /* Sum of a token's scores at the given experts, added from the first. */
 static double mass_at(const float *score, const int32_t *expert, int k) {
     double sum = 0;
@@ -418,7 +432,9 @@ static void accumulate_sparse(struct unit *unit, const struct unit_context *c) {
     int64_t different = 0;
     add_sparse_loads(unit, c);
     add_ranks(unit, c->n);
-    if (unit == c->native)
+    if (unit->gate.cut != CUT_NONE)
+        unit->agreed_share += common_shares(unit, c->native, c);
+    else if (unit == c->native)
         unit->agreed += c->n * unit->gate.topk;
     else
         unit->agreed += common_all(unit, c->native, c, &different);

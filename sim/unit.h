@@ -56,10 +56,11 @@ struct unit {
     double *received;  /* [E] */
     int64_t *document; /* [D,E] or NULL */
     int64_t ties, escapes, agreed;
-    int64_t kept;     /* choices that are not empty */
-    int64_t unrouted; /* tokens without any expert */
-    int most;         /* experts of the token that has most */
-    double mass;      /* sum over tokens of the share of score mass kept */
+    int64_t kept;        /* choices that are not empty */
+    int64_t unrouted;    /* tokens without any expert */
+    int most;            /* experts of the token that has most */
+    double agreed_share; /* sum over tokens of the share of their own number, where it differs */
+    double mass;         /* sum over tokens of the share of score mass kept */
     double *shift, *first_sum,
         *second_sum; /* [slots] of the weight at each rank, less its first value */
 

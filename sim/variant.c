@@ -178,11 +178,6 @@ static bool resolve(const struct words *words, const struct source_layer *layer,
         if (at->start == START_DEFAULT) at->start = START_ZERO;
     }
     if (!check_bias(words, at, layer, err)) return false;
-    if (at->gate.cut != CUT_NONE)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "--gate %.60s: a replay cannot measure topp and "
-                       "threshold yet",
-                       words->gate);
     at->foreign = at->start == START_CAPTURED && !own_bias(&at->gate, layer);
     at->dropped_bias = wanted && !at->gate.bias && !words->rule;
     return gate_check(&at->gate, layer->experts, layer->bias || at->start == START_ZERO, err);
