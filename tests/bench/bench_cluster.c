@@ -134,7 +134,7 @@ static void sweep(const struct shape *s) {
     snprintf(name, sizeof name, "%s sweep 1000 cells", s->name);
     if (!bench_wanted(name)) return;
     snprintf(path, sizeof path, "build/bench-cluster-%s.db", s->name);
-    if (!file_exists(path)) write_trace(s, path);
+    write_trace(s, path);
     snprintf(line, sizeof line,
              "build/steelyard throughput %s --out build/bench-cluster-out.db --force --threads 2 "
              "--moe-only --gate native,bias --bias-rule none,sign --bias-rate "
