@@ -48,7 +48,8 @@ struct division {
     /* Does this process's part, on a thread of its own (and perhaps more). False: *where is the
      * place of the failure; of several errors the one with the smallest place is reported. */
     bool (*compute)(void *context, int64_t *where, struct err *err);
-    /* At rank 0, on the calling thread: what another process posted. May fail like compute. */
+    /* At rank 0, on the calling thread: what another process posted. May fail like compute. NULL
+     * where nothing is posted. */
     bool (*take)(void *context, const char *bytes, size_t size, int64_t *where, struct err *err);
     /* Another part has failed: compute should end soon. Called on the calling thread. */
     void (*stop)(void *context);

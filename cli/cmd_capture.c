@@ -2,8 +2,10 @@
  *
  * Joins the engine and the trace: passes of whole windows go through the engine, its callbacks
  * append to the store, each pass is one commit. The plan of passes follows from what the trace
- * records, so a resumed capture commits exactly what an uninterrupted one does. */
+ * records, so a resumed capture commits exactly what an uninterrupted one does. Several processes
+ * (mpirun) capture a part of the documents each (parts.h). */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,8 @@
 #include "cli/commands.h"
 #include "cli/corpus.h"
 #include "cli/model_id.h"
+#include "cli/parts.h"
+#include "cli/processes.h"
 #include "cli/progress.h"
 #include "engine/engine.h"
 #include "engine/kernels/kernels.h"
@@ -42,6 +46,7 @@ struct capture {
     struct engine *engine;
     struct tokenizer *tokenizer; /* NULL when the model has none */
     struct corpus corpus;
+    struct parts parts;
     struct trace_layer *layers;
     struct trace *trace;
     unsigned char *seen; /* [vocab] pieces that were given to the trace */
@@ -53,6 +58,7 @@ struct capture {
     int64_t pass_first, pass_tokens; /* of the pass that runs */
     int64_t started_at;              /* tokens that were there before */
     double seconds;
+    atomic_bool stop; /* another process has failed */
 };
 
 /* ---- before */
@@ -67,7 +73,8 @@ static bool open_tokenizer(struct capture *c, struct err *err) {
 
 static bool open_model(struct capture *c, struct err *err) {
     const struct request *request = c->request;
-    if (!(c->pool = pool_create((int)request->threads, err))) return false;
+    int threads = processes_threads(processes_here(), (int)request->threads);
+    if (!(c->pool = pool_create(threads, err))) return false;
     const struct engine_options options = {.pool = c->pool,
                                            .bf16 = strcmp(request->compute, "bf16") == 0,
                                            .memory_bytes = request->memory};
@@ -150,10 +157,10 @@ static bool open_trace(struct capture *c, int64_t context, struct err *err) {
         .layer_count = info->routers,
         .documents = c->corpus.documents,
         .document_count = c->corpus.document_count};
-    enum trace_mode mode = request->resume  ? TRACE_RESUME
-                           : request->force ? TRACE_FORCE
-                                            : TRACE_NEW;
-    c->trace = trace_create(request->out, &setup, mode, err);
+    enum trace_mode mode = request->force ? TRACE_FORCE : TRACE_NEW;
+    bool alone = processes_alone(processes_here()), there = file_exists(c->parts.path);
+    if (request->resume && (alone || there)) mode = TRACE_RESUME;
+    c->trace = trace_create(c->parts.path, &setup, mode, err);
     c->seen = calloc((size_t)info->vocab + 1, 1);
     return c->trace && (c->seen || err_memory(err, "pieces")) &&
            closed_loop_resume(c->engine, &c->loop, c->trace, err);
@@ -180,7 +187,8 @@ static bool on_progress(void *context, const char *what, int64_t done, int64_t t
     (void)unit;
     double share = total > 0 ? (double)done / (double)total : 0;
     int64_t tokens = c->pass_first + (int64_t)(share * (double)c->pass_tokens);
-    return progress_report(&c->line.progress, what, tokens, c->corpus.tokens, "tokens");
+    return progress_report(&c->line.progress, what, tokens, c->corpus.tokens, "tokens") &&
+           !atomic_load(&c->stop);
 }
 
 static bool add_pieces(struct capture *c, struct err *err) {
@@ -225,7 +233,6 @@ static int64_t pass_end(const struct capture *c, int64_t first) {
 }
 
 static bool run_passes(struct capture *c, struct err *err) {
-    double began = clock_seconds();
     c->started_at = trace_tokens(c->trace);
     c->line.base = c->started_at;
     for (int64_t w = 0, end; w < c->corpus.windows; w = end) {
@@ -233,7 +240,6 @@ static bool run_passes(struct capture *c, struct err *err) {
         if (c->corpus.window_start[w] < c->started_at) continue; /* there already */
         if (!run_pass(c, w, end, err)) return false;
     }
-    c->seconds = clock_seconds() - began;
     return true;
 }
 
@@ -255,6 +261,7 @@ static bool print_summary(const struct capture *c, struct err *err) {
     struct table *table = nll ? table_create(columns, sizeof columns / sizeof *columns, err) : NULL;
     if (table) {
         double ran = (double)(trace_tokens(trace) - c->started_at);
+        if (c->request->resume && !processes_alone(processes_here())) ran = NAN; /* not known */
         table_text(table, c->request->out);
         table_text(table, trace_capture(trace)->model);
         table_int(table, trace_layers(trace));
@@ -286,6 +293,7 @@ static bool finish(struct capture *c, bool ok, struct err *err) {
 
 static void release(struct capture *c) {
     corpus_free(&c->corpus);
+    parts_free(&c->parts);
     tokenizer_free(c->tokenizer);
     engine_close(c->engine);
     pool_free(c->pool);
@@ -295,20 +303,77 @@ static void release(struct capture *c) {
     str_free(&c->notes);
 }
 
-static bool capture(const struct request *request, struct err *err) {
-    struct capture *c = calloc(1, sizeof *c);
-    if (!c) return err_memory(err, "capture");
-    int64_t context = 0;
-    c->request = request;
-    progress_begin(&c->line, "capture");
-    bool ok = open_model(c, err) && choose_context(c, &context, err) &&
-              read_corpus(c, context, err) && open_trace(c, context, err) && run_passes(c, err);
-    progress_end(&c->line);
-    ok = finish(c, ok, err) && print_summary(c, err);
-    if (ok) print_notes(str_text(&c->notes));
-    release(c);
-    free(c);
+/* ---- the run, by one process or several */
+
+static bool leads(void) { return processes_alone(processes_here()) || processes_here()->rank == 0; }
+
+/* A bias that moves has one history. */
+static bool check_divisible(const struct capture *c, struct err *err) {
+    const struct processes *all = processes_here();
+    if (processes_alone(all) || !c->loop.rule) return true;
+    return err_set(err, ERR_USAGE,
+                   "--bias-rule %s: found %d processes, expected one (the bias moves with every "
+                   "token before)",
+                   c->loop.rule_name, all->size);
+}
+
+/* Do all processes see the same model, texts and options? */
+static bool same_work(const struct capture *c, int64_t context, struct err *err) {
+    const struct request *q = c->request;
+    struct str work = {0};
+    str_printf(&work, "%s %s %s %lld %lld", c->model_id, q->compute, q->store, (long long)context,
+               (long long)q->pass_tokens);
+    for (int64_t d = 0; d < c->corpus.document_count; d++)
+        str_printf(&work, " %s %s %lld", c->corpus.documents[d].sha256,
+                   c->corpus.documents[d].domain, (long long)c->corpus.documents[d].tokens);
+    trace_loop_print(&c->loop, &work);
+    bool ok = processes_same(processes_here(), str_text(&work), "model, texts and options", err);
+    str_free(&work);
     return ok;
+}
+
+/* This process's part, if it has one. */
+static bool compute(void *context, int64_t *where, struct err *err) {
+    struct capture *c = context;
+    const struct processes *all = processes_here();
+    *where = leads() ? 0 : all->rank;
+    if (!parts_mine(&c->parts) || run_passes(c, err)) return true;
+    return leads() ? false : err_context(err, "process %d of %d", all->rank, all->size);
+}
+
+static void stop(void *context) {
+    struct capture *c = context;
+    atomic_store(&c->stop, true);
+}
+
+/* Collective: what fails in one process fails in all. */
+static bool run_all(struct capture *c, struct err *err) {
+    struct processes *all = processes_here();
+    struct division division = {.processes = all, .compute = compute, .stop = stop, .context = c};
+    int64_t context = 0;
+    bool ok = open_model(c, err) && choose_context(c, &context, err) &&
+              read_corpus(c, context, err) && check_divisible(c, err);
+    ok = processes_agree(all, ok, err) && same_work(c, context, err);
+    ok = ok && parts_deal(&c->parts, all, c->request->out, &c->corpus, err) &&
+         (!parts_mine(&c->parts) || open_trace(c, context, err));
+    double began = clock_seconds();
+    ok = processes_agree(all, ok, err) && division_run(&division, err);
+    c->seconds = clock_seconds() - began;
+    return ok;
+}
+
+static bool capture(const struct request *request, struct err *err) {
+    struct capture c = {.request = request};
+    struct processes *all = processes_here();
+    progress_begin(&c.line, leads() ? "capture" : NULL);
+    bool ok = finish(&c, run_all(&c, err), err);
+    ok = processes_agree(all, ok, err);
+    if (ok && leads()) ok = parts_join(&c.parts, request->force, &c.line.progress, &c.notes, err);
+    progress_end(&c.line);
+    if (ok && leads()) ok = print_summary(&c, err);
+    if (ok && leads()) print_notes(str_text(&c.notes));
+    release(&c);
+    return processes_agree(all, ok, err);
 }
 
 static bool check(struct request *request, struct err *err) {
@@ -366,7 +431,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {0}};
     bool done = false;
     bool ok = options_parse(command, options, argc, argv, &q.rest, &done, err);
-    if (ok && !done) ok = check(&q, err) && capture(&q, err);
+    ok = processes_agree(processes_here(), ok && (done || check(&q, err)), err);
+    if (ok && !done) ok = capture(&q, err);
     text_list_free(&q.rest);
     text_list_free(&q.id_files);
     text_list_free(&q.domains);
@@ -378,4 +444,5 @@ const struct command command_capture = {
     .arguments = "MODEL TEXT...",
     .summary = "run a model over texts and record every router score",
     .example = "steelyard capture models/v3-lossfree book.txt --domain code=src/ --out run.db",
-    .run = run};
+    .run = run,
+    .divides = true};

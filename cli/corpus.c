@@ -250,6 +250,24 @@ bool corpus_read(const struct corpus_request *request, struct corpus *corpus, st
     return ok && cut_windows(corpus, request->context_tokens, err);
 }
 
+void corpus_keep(struct corpus *corpus, int64_t first, int64_t last) {
+    struct trace_document *documents = corpus->documents;
+    int64_t begin = first < last ? documents[first].first_token : 0, windows = 0;
+    int64_t end = first < last ? documents[last - 1].first_token + documents[last - 1].tokens : 0;
+    memmove(documents, documents + first, (size_t)(last - first) * sizeof *documents);
+    for (int64_t d = 0; d < last - first; d++) documents[d].first_token -= begin;
+    memmove(corpus->ids, corpus->ids + begin, (size_t)(end - begin) * sizeof *corpus->ids);
+    memmove(corpus->positions, corpus->positions + begin,
+            (size_t)(end - begin) * sizeof *corpus->positions);
+    for (int64_t w = 0; w < corpus->windows; w++)
+        if (corpus->window_start[w] >= begin && corpus->window_start[w] < end)
+            corpus->window_start[windows++] = corpus->window_start[w] - begin;
+    corpus->window_start[windows] = end - begin;
+    corpus->windows = windows;
+    corpus->tokens = end - begin;
+    corpus->document_count = last - first;
+}
+
 void corpus_free(struct corpus *corpus) {
     free(corpus->documents);
     free(corpus->ids);

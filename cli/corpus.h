@@ -35,6 +35,8 @@ struct corpus {
 
 /* Reads, tokenises, cuts. corpus_free also after a failure. */
 bool corpus_read(const struct corpus_request *request, struct corpus *corpus, struct err *err);
+/* Keeps documents first..last-1 (whole ones, and their windows), numbered anew from 0. */
+void corpus_keep(struct corpus *corpus, int64_t first, int64_t last);
 void corpus_free(struct corpus *corpus);
 
 #endif

@@ -1,4 +1,4 @@
-/* test_processes.c - several processes at one replay: the numbers of one, and no hang on failure */
+/* test_processes.c - several processes at one job: the numbers of one, and no hang on failure */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -384,6 +384,47 @@ static void a_killed_worker_ends_all(void **state) {
     assert_int_not_equal(status, 124);
 }
 
+static const char captured[] = "@ capture models/v3-lossfree ^/a.txt ^/b.txt ^/c.txt ^/d.txt "
+                               "--domain prose=^/a.txt --domain prose=^/d.txt --pass-tokens 128 ";
+
+/* Four documents, the first and the last of equal content. */
+static void write_texts(void) {
+    char command[2000];
+    snprintf(command, sizeof command,
+             "cd %s && head -c 900 ../../../README.md >a.txt && cp a.txt d.txt && "
+             "head -c 500 ../../../Makefile >b.txt && head -c 1500 ../../../CONTRIBUTING.md >c.txt",
+             folder);
+    assert_int_equal(test_run(command, NULL, NULL), 0);
+}
+
+static void assert_equal_dumps(const char *a, const char *b) {
+    struct str line = {0};
+    str_printf(&line, "cd %s; for f in %s %s; do sqlite3 $f .dump >$f.sql; done; ", folder, a, b);
+    str_printf(&line, "grep -q 'INSERT INTO chunk' %s.sql && cmp %s.sql %s.sql", a, a, b);
+    assert_int_equal(test_run(str_text(&line), NULL, NULL), 0);
+    str_free(&line);
+}
+
+static void captures_divided_by_document_are_those_of_one_process(void **state) {
+    char command[600], name[16];
+    (void)state;
+    need_mpirun();
+    write_texts();
+    for (int size = 1; size <= 4; size += size == 1 ? 1 : 2) {
+        snprintf(command, sizeof command, "%s --out ^/c%d.db", captured, size);
+        assert_int_equal(launch(size, command, NULL, NULL), 0);
+        snprintf(name, sizeof name, "c%d.db", size);
+        assert_equal_dumps("c1.db", name);
+    }
+    snprintf(command, sizeof command, "ls %s/*.part*", folder);
+    assert_int_not_equal(test_run(command, NULL, NULL), 0);
+    snprintf(command, sizeof command, "%s --bias-rule sign --out ^/x.db", captured);
+    char *errors = NULL;
+    assert_int_not_equal(launch(2, command, NULL, &errors), 0);
+    assert_int_equal(count_of(errors, "found 2 processes, expected one (the bias moves"), 1);
+    free(errors);
+}
+
 static void what_cannot_be_divided_is_refused_under_mpirun(void **state) {
     char *errors = NULL;
     (void)state;
@@ -429,6 +470,7 @@ int test_processes(void) {
         cmocka_unit_test(mpirun_gives_the_database_of_one_process),
         cmocka_unit_test(a_failing_worker_is_told_once_and_nobody_hangs),
         cmocka_unit_test(a_killed_worker_ends_all),
+        cmocka_unit_test(captures_divided_by_document_are_those_of_one_process),
         cmocka_unit_test(what_cannot_be_divided_is_refused_under_mpirun),
         cmocka_unit_test(a_program_without_mpi_does_not_race)};
     return cmocka_run_group_tests_name("processes", tests, make_world, free_world);

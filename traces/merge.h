@@ -22,6 +22,7 @@ struct merge_job {
     bool force;      /* replace an existing file */
     /* A document of an earlier trace again (same sha256 and domain) is left out; else refused. */
     bool skip_duplicates;
+    bool keep_duplicates; /* or is kept: the traces are parts of one capture */
     const struct progress *progress;
 };
 

@@ -181,7 +181,7 @@ static bool plan_documents(struct merge_plan *plan, const struct merge_job *job,
     for (int i = 0; i < plan->input_count; i++)
         for (int64_t d = 0; d < plan->inputs[i]->document_count; d++)
             entries[at++] = (struct entry){&plan->inputs[i]->documents[d], i, d, false};
-    bool ok = mark_duplicates(plan, entries, count, &again, &before, err);
+    bool ok = job->keep_duplicates || mark_duplicates(plan, entries, count, &again, &before, err);
     if (ok && again && !job->skip_duplicates) ok = refuse(plan, again, before, err);
     ok = ok && (again || check_twice(plan, err)) && lay_documents(plan, entries, count, err);
     free(entries);

@@ -154,6 +154,7 @@ static void sweep(const struct shape *s) {
     snprintf(name, sizeof name, "%s sweep 1000 cells cpu", s->name);
     bench_print("cluster", name, cpu, "s CPU");
     unlink("build/bench-cluster-out.db");
+    unlink(path);
 }
 
 /* ---- EPLB */
