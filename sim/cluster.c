@@ -88,7 +88,7 @@ static struct comm_constants comm_default(const struct device *device) {
     X("layer", "group_ps", constants.layer.group_ps)                                               \
     X("layer", "expert_us", constants.layer.expert_us)                                             \
     X("layer", "bandwidth_ratio", constants.layer.bandwidth_ratio)                                 \
-    X("layer", "cache_bytes", constants.layer.cache_bytes)                                         \
+    X("layer", "traffic_tokens", constants.layer.traffic_tokens)                                   \
     X("error", "decode_median", constants.error.decode_median)                                     \
     X("error", "decode_p90", constants.error.decode_p90)                                           \
     X("error", "prefill_median", constants.error.prefill_median)                                   \

@@ -47,7 +47,6 @@ bool cluster_parse(struct cluster *cluster, const char *text, size_t len, struct
 void cluster_print(const struct cluster *cluster, struct str *out);
 
 /* Median validated error of the layer time, a share: decode is at most DECODE_TOKENS tokens. */
-enum { DECODE_TOKENS = 512 };
 double cluster_error(const struct cluster *cluster, double group_tokens);
 
 #endif

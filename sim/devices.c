@@ -114,7 +114,7 @@ static const struct relative_error *relative_find(const struct device_constants 
 }
 
 /* A near relative: activations that stay in the cache keep their speed, which is why c and d are
- * scaled only above it (layer_time.h). */
+ * scaled only for larger groups (layer_time.h): that is what fits both phases best. */
 static struct device_constants from_relative(const struct device_constants *row,
                                              const struct device *from, const struct device *to,
                                              const char *quant) {
@@ -122,7 +122,7 @@ static struct device_constants from_relative(const struct device_constants *row,
     const struct relative_error *measured = relative_find(&out);
     out.origin = ORIGIN_RELATIVE;
     out.layer.bandwidth_ratio = to->memory_tbps / from->memory_tbps;
-    out.layer.cache_bytes = !measured || measured->traffic_scales ? to->cache_bytes : 0;
+    out.layer.traffic_tokens = !measured || measured->traffic_scales ? DECODE_TOKENS : 0;
     out.error = measured ? measured->error : data_sheet_error;
     return out;
 }

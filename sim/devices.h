@@ -71,8 +71,8 @@ struct device_constants {
 };
 extern const struct device_constants device_constants[]; /* ends with gpu == NULL */
 
-/* Measured error of constants carried over to a relative, and whether c and d follow the memory
- * bandwidth there. */
+/* Measured error of constants carried over to a relative, and whether c and d of prefill follow
+ * the memory bandwidth there. */
 struct relative_error {
     const char *gpu, *framework, *kernel, *quant;
     bool traffic_scales;

@@ -36,11 +36,11 @@ static double padded(const struct layer_constants *constants, const struct rank_
     return load->padded[index];
 }
 
-/* ps per element. Carried over from a relative GPU, what fits the cache keeps its speed; input and
- * output of h, gate, up and product of f in bf16 are about 4 bytes an element of h+f. */
-static double traffic_ms(const struct layer_constants *constants, double ps, double elements) {
+/* ps per element; carried over from a relative GPU, larger groups go through memory. */
+static double traffic_ms(const struct layer_constants *constants, double ps, double elements,
+                         double group_tokens) {
     double ms = ps * elements * 1e-9;
-    if (constants->cache_bytes > 0 && elements * 4 > constants->cache_bytes)
+    if (constants->traffic_tokens > 0 && group_tokens > constants->traffic_tokens)
         ms /= constants->bandwidth_ratio;
     return ms;
 }
@@ -55,8 +55,10 @@ static struct terms terms_of(const struct layer_constants *constants,
         .experts = constants->expert_us * 1e-3 * shape->local_experts,
         .memory = load->active * elements * shape->weight_bytes / (constants->weight_tbps * 1e9),
         .compute = padded(constants, load) * 2 * elements / (constants->compute_tflops * 1e9),
-        .assign = traffic_ms(constants, constants->assign_ps, load->assignments * width),
-        .group = traffic_ms(constants, constants->group_ps, group_tokens * shape->topk * width)};
+        .assign =
+            traffic_ms(constants, constants->assign_ps, load->assignments * width, group_tokens),
+        .group = traffic_ms(constants, constants->group_ps, group_tokens * shape->topk * width,
+                            group_tokens)};
 }
 
 /* (a^p + b^p)^(1/p); one of them is often far larger, which pow handles well. */

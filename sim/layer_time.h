@@ -29,11 +29,15 @@ struct layer_constants {
     double assign_ps;       /* c, per assignment and element of h+f */
     double group_ps;        /* d, per choice of the whole group and element of h+f */
     double expert_us;       /* e, per local expert */
-    /* Constants carried over from a relative GPU (1 and 0 otherwise): where the activations of a
-     * term exceed the cache, c and d are traffic to memory and shrink by the bandwidth ratio. */
+    /* Constants carried over from a relative GPU (1 and 0 otherwise): above traffic_tokens tokens
+     * of the group the activations no longer stay in the cache; c and d are traffic to memory and
+     * shrink by the bandwidth ratio. 0: never. */
     double bandwidth_ratio;
-    double cache_bytes;
+    double traffic_tokens;
 };
+
+/* Decode is at most so many tokens of the group. */
+enum { DECODE_TOKENS = 512 };
 
 /* The two simple models that the formula is compared with, fitted on the same rows. */
 struct roofline_constants { /* t0 + max(A*W/B, N*F/C) */

@@ -233,6 +233,28 @@ static void constants_say_where_they_come_from(void **state) {
     }
 }
 
+static void carried_over_activations_go_through_memory_in_large_groups_only(void **state) {
+    (void)state;
+    struct err err = {0};
+    const struct device *h100 = device_find("H100_SXM", &err),
+                        *h200 = device_find("H200_SXM", &err);
+    const char *kernel = "moe_torch_flow_cutlass";
+    struct layer_constants from = constants_find(h100, "trtllm", kernel, "fp8").layer;
+    struct layer_constants to = constants_find(h200, "trtllm", kernel, "fp8").layer;
+    const double ratio = 4.8 / 3.35;
+    test_near(to.weight_tbps, from.weight_tbps * ratio, 1e-12);
+    test_near(to.compute_tflops, from.compute_tflops, 1e-12);
+    const struct rank_load load = {32, 4096, {4608, 5120, 6144, 8192}};
+    const struct layer_shape shape = {7168, 2048, 3, 1, 8, 32};
+    for (int tokens = DECODE_TOKENS; tokens <= DECODE_TOKENS + 1; tokens++) {
+        struct layer_constants expected = from;
+        expected.weight_tbps *= ratio;
+        if (tokens > DECODE_TOKENS) expected.assign_ps /= ratio, expected.group_ps /= ratio;
+        test_near(layer_time_ms(&to, &shape, &load, tokens),
+                  layer_time_ms(&expected, &shape, &load, tokens), 1e-12);
+    }
+}
+
 static const char tiny[] =
     "gpu,framework,kernel,quant,gated,hidden_size,inter_size,topk,num_experts,moe_tp,moe_ep,"
     "distribution,rep,flag,num_tokens,latency_ms\n"
@@ -343,6 +365,7 @@ int test_layer_time(void) {
         cmocka_unit_test(clusters_survive_printing_and_parsing),
         cmocka_unit_test(bad_clusters_are_refused),
         cmocka_unit_test(constants_say_where_they_come_from),
+        cmocka_unit_test(carried_over_activations_go_through_memory_in_large_groups_only),
         cmocka_unit_test(validate_counts_every_row_and_flags_apart),
         cmocka_unit_test(open_tables_are_predicted_as_well_as_published)};
     return cmocka_run_group_tests(tests, NULL, NULL);
