@@ -1,7 +1,30 @@
 /* cmd_import.c - `steelyard import`: other people's routing records as a trace */
+#include "base/str.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
 #include "traces/exchange.h"
+#include "traces/trace.h"
+
+/* Says what the file was taken for, and what the trace holds and lacks. */
+static bool note_trace(const struct trace_importer *importer, const struct import_job *job,
+                       struct err *err) {
+    struct trace *trace = trace_open(job->out, err);
+    if (!trace) return false;
+    const struct trace_layer *layer = trace_layer(trace, 0);
+    const char *lacks = trace_capture(trace)->lacks;
+    struct str note = {0};
+    str_printf(&note,
+               "%s: read as %s: %s of %lld tokens in %lld document%s, %d layer%s, %d experts\n",
+               job->files[0], importer->name, trace_holds_name(layer->holds),
+               (long long)trace_tokens_total(trace), (long long)trace_documents(trace),
+               trace_documents(trace) == 1 ? "" : "s", trace_layers(trace),
+               trace_layers(trace) == 1 ? "" : "s", layer->experts);
+    if (*lacks) str_printf(&note, "not in the source: %s\n", lacks);
+    print_notes(str_text(&note));
+    str_free(&note);
+    trace_free(trace);
+    return true;
+}
 
 static bool import_files(const char *from, struct import_job *job, struct err *err) {
     const struct trace_importer *importer = trace_importer_find(from, job->files[0], err);
@@ -11,7 +34,7 @@ static bool import_files(const char *from, struct import_job *job, struct err *e
     job->progress = &line.progress;
     bool ok = trace_import(importer, job, err);
     progress_end(&line);
-    return ok;
+    return ok && note_trace(importer, job, err);
 }
 
 static bool run(const struct command *command, int argc, char **argv, struct err *err) {

@@ -9,6 +9,10 @@ const struct trace_exporter trace_exporters[] = {
      export_safetensors},
     {"csv", "one line per token, layer and chosen expert: identity, rank, expert, weight, logit",
      export_csv},
+    {"npy", "chosen ids [tokens, layers, k], as users of vLLM save routed_experts", export_npy},
+    {"npz", "chosen ids, token ids, documents, layer numbers: the layout of moe-balance",
+     export_npz},
+    {"eplb", "JSON: expert loads, one snapshot a document, as vLLM's EPLB dumps", export_eplb},
     {0}};
 
 const struct trace_exporter *trace_exporter_find(const char *name, struct err *err) {

@@ -190,10 +190,11 @@ static bool describe_layers(struct state *state, const struct layer_facts *facts
                            (long long)l, (long long)facts[l].first_zero);
         if (facts[l].highest > highest) highest = facts[l].highest;
         state->plane[routers] = (int)l;
-        layers[routers++] = (struct trace_layer){.layer = (int)l,
-                                                 .topk = state->topk,
-                                                 .holds = TRACE_IDS,
-                                                 .has_gate = job->gate != NULL};
+        layers[routers++] =
+            (struct trace_layer){.layer = state->from.layers ? state->from.layers[l] : (int)l,
+                                 .topk = state->topk,
+                                 .holds = TRACE_IDS,
+                                 .has_gate = job->gate != NULL};
     }
     if (!routers)
         return err_set(err, ERR_DATA,

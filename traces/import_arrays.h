@@ -22,7 +22,8 @@ struct id_array {
 struct id_arrays {
     struct id_array *items; /* in the source's arena */
     int count;
-    void *own; /* freed by close_own at the end, also when arrays_finish fails */
+    const int32_t *layers; /* [layers] the model's rising layer numbers; NULL = 0, 1, 2, ... */
+    void *own;             /* freed by close_own at the end, also when arrays_finish fails */
     void (*close_own)(void *own);
 };
 

@@ -121,7 +121,14 @@ static bool describe_documents(struct count_build *build, bool strict, struct im
             counts_of(source, r, d, counts, err);
             for (int e = 0; e < experts; e++) sum += counts[e];
             if (!document->tokens) document->tokens = (sum + k / 2) / k;
-            if (strict && sum != document->tokens * k)
+            for (int e = 0; ok && e < experts; e++)
+                if (counts[e] > document->tokens)
+                    ok = err_set(err, ERR_DATA,
+                                 "layer %d, expert %d: chosen %lld times, more often than there "
+                                 "are tokens (%lld with %d experts each)",
+                                 source->setup.layers[r].layer, e, (long long)counts[e],
+                                 (long long)document->tokens, k);
+            if (ok && strict && sum != document->tokens * k)
                 ok = err_set(
                     err, ERR_DATA,
                     "layer %d, document %lld: found %lld choices, expected %d x %lld tokens",

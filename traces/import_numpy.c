@@ -4,8 +4,8 @@
  * E] whose file name ends in the layer's number (router_logits_L3.npy), one file a layer; or a real
  * array [layers, tokens, E] (stacked output_router_logits); f32 [documents, layers, E] whose rows
  * sum to 1 are shares of counts (--gate for k). .npz: arrays of the same kinds by name,
- * and prompt_token_ids, output_token_ids beside routed_experts. Layers of an id array are numbered
- * from 0 as they lie there; dense ones (all zeros) are dropped. */
+ * and prompt_token_ids, output_token_ids, document, layers beside routed_experts. Layers of an id
+ * array are numbered from 0 as they lie there; dense ones (all zeros) are dropped. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -158,26 +158,80 @@ static const int32_t *token_ids(struct arrays *arrays, int file, int64_t *known,
     return ids;
 }
 
-/* Every [tokens, layers, k] becomes one document. */
+/* Tokens from `first` on that belong to one document; all where the archive does not say. */
+static int64_t run_of(const struct array *document, int64_t first, int64_t tokens) {
+    int32_t here, next;
+    if (!document) return tokens - first;
+    npy_ids(&document->npy, first, 1, &here);
+    for (int64_t t = first + 1; t < tokens; t++) {
+        npy_ids(&document->npy, t, 1, &next);
+        if (next != here) return t - first;
+    }
+    return tokens - first;
+}
+
+/* Every [tokens, layers, k] becomes one document, or several: a part of the array each. */
+static bool add_ids(struct id_arrays *from, int cap, struct arrays *arrays,
+                    const struct array *array, const struct import_job *job, struct arena *arena,
+                    struct err *err) {
+    const char *path = job->files[array->file];
+    const struct array *document = named(arrays, "document", array->file);
+    const char *domain = job->domain ? job->domain : import_stem(arena, path);
+    int64_t known, tokens = array->npy.shape[0];
+    *err = (struct err){0};
+    const int32_t *ids = token_ids(arrays, array->file, &known, err);
+    if (!domain || err->code) return domain ? false : err_memory(err, "documents");
+    if (document && (document->npy.kind == 'f' || document->npy.count != tokens)) document = NULL;
+    for (int64_t t = 0; t < tokens || t == 0;) {
+        int64_t n = run_of(document, t, tokens);
+        if (from->count == cap)
+            return err_set(err, ERR_UNSUPPORTED, "found more than %d documents", cap);
+        struct id_array *to = &from->items[from->count++];
+        *to = (struct id_array){.npy = array->npy,
+                                .source = file_name(path),
+                                .domain = domain,
+                                .ids = ids ? ids + t : NULL,
+                                .known = known - t,
+                                .map = array->map};
+        to->npy.shape[0] = n;
+        to->npy.data +=
+            (size_t)(t * array->npy.shape[1] * array->npy.shape[2]) * (size_t)array->npy.item_bytes;
+        t += n > 0 ? n : 1;
+    }
+    return true;
+}
+
+/* The model's layer numbers, which our archives hold. */
+static void number_layers(struct id_arrays *from, const struct arrays *arrays,
+                          struct arena *arena) {
+    const struct array *layers = named(arrays, "layers", 0);
+    if (!layers || layers->npy.kind == 'f' || !from->count ||
+        layers->npy.count != from->items[0].npy.shape[1])
+        return;
+    int32_t *numbers = arena_alloc(arena, (size_t)layers->npy.count + 1, sizeof *numbers);
+    if (!numbers) return;
+    npy_ids(&layers->npy, 0, layers->npy.count, numbers);
+    bool rising = layers->npy.count > 0 && numbers[0] >= 0;
+    for (int64_t i = 1; i < layers->npy.count; i++) rising = rising && numbers[i] > numbers[i - 1];
+    if (rising) from->layers = numbers;
+}
+
 static bool open_ids(const struct import_job *job, struct arrays *arrays,
                      struct import_source *source, struct err *err) {
+    enum { MAX_DOCUMENTS = 1 << 20 };
     struct id_arrays from = {.own = arrays, .close_own = arrays_free};
-    from.items = arena_alloc(&source->arena, (size_t)arrays->count + 1, sizeof *from.items);
-    *err = (struct err){0};
+    int64_t cap = arrays->count + 1;
+    for (int i = 0; i < arrays->count; i++)
+        if (strcmp(arrays->items[i].name, "document") == 0) cap += arrays->items[i].npy.count;
+    if (cap > MAX_DOCUMENTS) cap = MAX_DOCUMENTS;
+    from.items = arena_alloc(&source->arena, (size_t)cap, sizeof *from.items);
     bool ok = from.items || err_memory(err, "arrays");
     for (int i = 0; ok && i < arrays->count; i++) {
         const struct array *array = &arrays->items[i];
-        const char *path = job->files[array->file];
-        if (array->npy.kind == 'f' || array->npy.rank < 3) continue;
-        struct id_array *to = &from.items[from.count++];
-        *to = (struct id_array){.npy = array->npy,
-                                .source = file_name(path),
-                                .domain =
-                                    job->domain ? job->domain : import_stem(&source->arena, path),
-                                .map = array->map};
-        to->ids = token_ids(arrays, array->file, &to->known, err);
-        ok = to->domain ? err->code == ERR_NONE : err_memory(err, "documents");
+        if (array->npy.kind != 'f' && array->npy.rank >= 3)
+            ok = add_ids(&from, (int)cap, arrays, array, job, &source->arena, err);
     }
+    if (ok) number_layers(&from, arrays, &source->arena);
     if (ok) return arrays_finish(&from, job, source, "numpy", err);
     arrays_free(arrays);
     return false;

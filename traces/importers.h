@@ -5,11 +5,11 @@
 #include "traces/exchange.h"
 
 /* X(name): import_NAME_recognise, import_NAME_open in import_NAME.c */
+/* clang-format off */
 #define TRACE_IMPORTER_FILES(X)                                                                    \
-    X(safetensors)                                                                                 \
-    X(csv)                                                                                         \
-    X(trtllm)                                                                                      \
-    X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch) X(imatrix) X(bigmoe) X(olmoe) X(routed)
+    X(safetensors) X(csv) X(trtllm) X(esft) X(numpy) X(sglang) X(vllm) X(megatron) X(torch)        \
+    X(imatrix) X(bigmoe) X(moebalance) X(eplb) X(olmoe) X(routed)
+/* clang-format on */
 
 #define X(name)                                                                                    \
     bool import_##name##_recognise(const char *path);                                              \
@@ -19,7 +19,7 @@ TRACE_IMPORTER_FILES(X)
 #undef X
 
 /* X(name): export_NAME in export_NAME.c */
-#define TRACE_EXPORTER_FILES(X) X(safetensors) X(csv)
+#define TRACE_EXPORTER_FILES(X) X(safetensors) X(csv) X(npy) X(npz) X(eplb)
 #define X(name)                                                                                    \
     bool export_##name(struct trace *trace, const char *out, const struct progress *progress,      \
                        struct err *err);
