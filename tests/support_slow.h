@@ -15,7 +15,7 @@
 enum { SLOW_EXPERTS = 64, SLOW_TOPK = 16, SLOW_BATCHES = 4096 };
 
 struct slow_gate {
-    const char *score; /* softmax sigmoid sqrtsoftplus identity */
+    const char *score; /* softmax sigmoid sqrtsoftplus relu tanh identity */
     bool bias;
     int groups, kept; /* 0 = none */
     const char *rule; /* max top2sum topsum */
@@ -24,12 +24,41 @@ struct slow_gate {
     bool late;        /* order=topk-score */
     const char *norm; /* none sum clamp p */
     double norm_arg, scale;
+    const char *cut; /* NULL = none; topp threshold */
+    double cut_arg;
+    const char *dtype; /* NULL = f32; bf16 f16 */
+    bool dtype_logits;
+    double noise;
+    bool hash;
+    int hash_seed;
 };
 
 /* The gate as the program's one-line language. */
 void slow_gate_text(const struct slow_gate *gate, char *text, int size);
 /* A random gate for E experts; bias as given. */
 struct slow_gate slow_gate_random(struct rng *rng, int experts, bool bias);
+/* Gives it a cut: topp or threshold. */
+void slow_gate_cut(struct rng *rng, struct slow_gate *gate);
+/* Gives it some of what is rare: relu, tanh, a cut, a dtype, noise, a hash layer. */
+void slow_gate_vary(struct rng *rng, struct slow_gate *gate);
+
+/* A token, for what is drawn per token. */
+struct slow_token {
+    uint64_t seed, layer, token, id;
+};
+
+struct slow_choice {
+    int n; /* experts chosen */
+    int expert[SLOW_TOPK];
+    double weight[SLOW_TOPK], score[SLOW_EXPERTS];
+    bool tie;
+    int escapes;
+};
+
+/* One token; *margin falls to the smallest distance that decided anything. token may be NULL where
+ * the gate draws nothing. */
+void slow_choose(const struct slow_gate *gate, int experts, const float *logits, const double *bias,
+                 const struct slow_token *token, struct slow_choice *choice, double *margin);
 
 struct slow_setup {
     struct slow_gate gate, native;
@@ -45,6 +74,7 @@ struct slow_setup {
 struct slow_result {
     double tokens[SLOW_EXPERTS], weight[SLOW_EXPERTS], bias[SLOW_EXPERTS];
     double maxvio_global, maxvio_batch, cv, gini, entropy, load_min, load_max;
+    double experts_mean, unrouted;
     double ties, escapes, agreement, mass, rank_maxvio, efficiency;
     int batches;
     double batch_maxvio[SLOW_BATCHES], batch_efficiency[SLOW_BATCHES];

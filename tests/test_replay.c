@@ -33,6 +33,7 @@ static void world_gates(struct world *w, int experts) {
     if (strcmp(w->rule, "frozen") == 0) biased = true;
     w->slow.native = slow_gate_random(&w->rng, experts, biased);
     w->slow.gate = slow_gate_random(&w->rng, experts, strcmp(w->rule, "none") != 0);
+    if (rng_below(&w->rng, 3) == 0) slow_gate_cut(&w->rng, &w->slow.gate);
     w->slow.captured = biased ? w->bias : NULL;
     w->slow.from_captured = strcmp(w->rule, "frozen") == 0 ||
                             (biased && strcmp(w->rule, "sign") == 0 && rng_below(&w->rng, 2));
@@ -100,6 +101,8 @@ static void same_measures(const struct kept_row *row, const struct slow_result *
     test_near(m->mass_retained, slow->mass, 1e-6);
     test_near(m->rank_maxvio, slow->rank_maxvio, 1e-12);
     test_near(m->efficiency, slow->efficiency, 1e-12);
+    test_near(m->experts_mean, slow->experts_mean, 1e-12);
+    test_near(m->unrouted, slow->unrouted, 1e-9);
 }
 
 static void same_rows(const struct kept_row *row, const struct slow_result *slow, int experts) {
