@@ -82,6 +82,10 @@ char *arena_text(struct arena *arena, const char *text, size_t len) {
     return copy;
 }
 
+char *arena_str(struct arena *arena, const struct str *text) {
+    return text->failed ? NULL : arena_text(arena, str_text(text), text->len);
+}
+
 void arena_reset(struct arena *arena) {
     for (struct arena_block *b = arena->first; b; b = b->next) b->used = 0;
     arena->now = arena->first;

@@ -7,6 +7,8 @@
 
 #include <stddef.h>
 
+#include "base/str.h"
+
 struct arena_block;
 
 struct arena {
@@ -29,6 +31,9 @@ void *arena_room(struct arena *arena, size_t count, size_t size);
 
 /* Copies len bytes of text and adds a NUL. NULL when out of memory. */
 char *arena_text(struct arena *arena, const char *text, size_t len);
+
+/* Copies a string; NULL when it failed, or when out of memory. */
+char *arena_str(struct arena *arena, const struct str *text);
 
 /* Forgets all allocations, keeps the blocks. */
 void arena_reset(struct arena *arena);

@@ -175,6 +175,11 @@ static struct result *make_result(struct replay_command *c, const struct trace *
                                   struct err *err) {
     struct str asked = {0};
     describe_options(c, &asked);
+    if (asked.failed || plan->set.notes.failed) {
+        str_free(&asked);
+        err_memory(err, "notes");
+        return NULL;
+    }
     const struct result_experiment experiment = {.options = str_text(&asked),
                                                  .order = c->order,
                                                  .seed = (uint64_t)c->seed,

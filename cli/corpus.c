@@ -68,8 +68,8 @@ static bool name_folder(struct corpus *corpus, struct entries *entries, const ch
     for (int i = 0; i < n; i++) {
         struct str path = {0};
         file_join(&path, folder, names[i]->d_name);
-        if (ok && !file_is_folder(str_text(&path))) {
-            ok = name_file(entries, keep(corpus, str_text(&path), path.len), domain, err);
+        if (ok && (path.failed || !file_is_folder(str_text(&path)))) {
+            ok = name_file(entries, arena_str(&corpus->arena, &path), domain, err);
             files++;
         }
         str_free(&path);
@@ -189,7 +189,7 @@ static bool read_line(const struct corpus_request *request, struct corpus *corpu
     if (!ids) return err_context(err, "%s: line %lld", entry->path, (long long)number);
     struct str source = {0};
     str_printf(&source, "%s:%lld", entry->path, (long long)number);
-    struct trace_document document = {.source = keep(corpus, str_text(&source), source.len),
+    struct trace_document document = {.source = arena_str(&corpus->arena, &source),
                                       .domain = entry->domain,
                                       .sha256 = hash_of(corpus, line, len)};
     str_free(&source);

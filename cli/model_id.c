@@ -16,6 +16,11 @@ static bool add_file(struct sha256 *sha, const char *path, struct err *err) {
     if (!file_map(path, &map, err)) return false;
     struct str name = {0};
     str_printf(&name, "%s %zu\n", file_name(path), map.size_bytes);
+    if (name.failed) {
+        str_free(&name);
+        file_unmap(&map);
+        return err_memory(err, path);
+    }
     sha256_add(sha, str_text(&name), name.len);
     str_free(&name);
     if (map.size_bytes <= WHOLE_BYTES) {
@@ -45,7 +50,7 @@ static bool add_folder(struct sha256 *sha, const char *folder, struct err *err) 
     for (int i = 0; i < n; i++) {
         struct str path = {0};
         file_join(&path, folder, names[i]->d_name);
-        ok = ok && add_file(sha, str_text(&path), err);
+        ok = ok && (!path.failed || err_memory(err, folder)) && add_file(sha, str_text(&path), err);
         str_free(&path);
         free(names[i]);
     }
@@ -66,7 +71,7 @@ static bool add_parts(struct sha256 *sha, const char *path, struct err *err) {
         str_clear(&part);
         str_append(&part, path, (size_t)(at - path));
         str_printf(&part, "-%05ld-of-%s", i, rest);
-        ok = add_file(sha, str_text(&part), err);
+        ok = (!part.failed || err_memory(err, path)) && add_file(sha, str_text(&part), err);
     }
     str_free(&part);
     return ok;

@@ -171,7 +171,10 @@ bool db_execf(struct db *db, struct err *err, const char *format, ...) {
 sqlite3_stmt *db_prepare(struct db *db, const char *sql, struct err *err) {
     sqlite3_stmt *statement = NULL;
     int code = sqlite3_prepare_v2(db->handle, sql, -1, &statement, NULL);
-    if (code != SQLITE_OK) db_fail(db, code, "cannot be used", err);
+    if (code != SQLITE_OK)
+        db_fail(db, code, "cannot be used", err);
+    else if (!statement)
+        err_memory(err, db->path); /* an empty text: it could not be put together */
     return statement;
 }
 

@@ -221,6 +221,7 @@ bool import_bigmoe_open(const struct import_job *job, struct import_source *sour
     bool ok = read_file(&b, job, &source->arena, &model, &lacks, err);
     struct str all = {0};
     str_printf(&all, "router scores%s%s", b.weighted ? "" : "; weights", str_text(&lacks));
+    if (ok && (lacks.failed || all.failed)) ok = err_memory(err, "import");
     ok = ok && build_finish(&b.build, job, source, "bigmoe", str_text(&all), err);
     if (ok && !job->model && model) source->setup.capture.model = model;
     free_tokens(&b);

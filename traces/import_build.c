@@ -281,7 +281,7 @@ bool build_finish(struct build *build, const struct import_job *job, struct impo
     const char *name = job->model ? job->model : import_stem(&source->arena, job->files[0]);
     struct build *state = arena_alloc(&source->arena, 1, sizeof *state);
     source->setup.capture = import_capture(importer, name);
-    source->setup.capture.lacks = arena_text(&source->arena, str_text(&missing), missing.len);
+    source->setup.capture.lacks = arena_str(&source->arena, &missing);
     str_free(&missing);
     if (!name || !state || !source->setup.capture.lacks) return err_memory(err, "import");
     *state = *build;

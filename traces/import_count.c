@@ -169,8 +169,8 @@ bool count_finish(struct count_build *build, const struct import_job *job, bool 
     if (state->note) str_puts(&lacks, state->note);
     if (!job->experts && !state->experts)
         str_puts(&lacks, "; number of experts (taken as the highest id + 1)");
-    source->setup.capture.lacks = arena_text(&source->arena, str_text(&lacks), lacks.len);
-    bool described = !lacks.failed && source->setup.capture.lacks;
+    source->setup.capture.lacks = arena_str(&source->arena, &lacks);
+    bool described = source->setup.capture.lacks;
     str_free(&lacks);
     if (!described) return err_memory(err, "import");
     return describe_layers(state, job, source, err) &&

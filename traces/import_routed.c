@@ -85,7 +85,7 @@ static bool add_documents(struct target *to, int64_t count, struct err *err) {
     str_puts(&beside, "capture-metadata.json");
     bool there = !beside.failed && file_exists(str_text(&beside));
     struct json *meta = there ? json_read(str_text(&beside), 1 << 28, err) : NULL;
-    bool ok = meta || !there;
+    bool ok = beside.failed ? err_memory(err, to->path) : meta || !there;
     if (ok && meta) ok = add_prompts(to, meta, count, err);
     if (ok && meta) renumber(&to->ids, meta);
     if (ok && !meta)

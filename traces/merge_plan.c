@@ -81,8 +81,8 @@ static bool join_kernels(struct merge_plan *plan, struct err *err) {
         plan->kernels_differ = i > 0;
         str_printf(&all, "%s%s", i ? "," : "", kernels);
     }
-    plan->setup.capture.kernels = arena_text(&plan->arena, str_text(&all), all.len);
-    bool ok = plan->setup.capture.kernels && !all.failed;
+    plan->setup.capture.kernels = arena_str(&plan->arena, &all);
+    bool ok = plan->setup.capture.kernels;
     str_free(&all);
     return ok || err_memory(err, "merge");
 }

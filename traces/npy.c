@@ -39,7 +39,7 @@ static bool read_type(const char *text, struct npy *array, struct err *err) {
     if (order) array->kind = text[2];
     if (order && array->kind) array->item_bytes = atoi(text + 3);
     int size = array->item_bytes;
-    bool sizes = size == 1 || size == 2 || size == 4 || size == 8;
+    bool sizes = (size == 1 && array->kind != 'f') || size == 2 || size == 4 || size == 8;
     if (strchr("<|=", order ? order : '?') && array->kind && strchr("fiu", array->kind) && sizes)
         return true;
     return err_set(err, ERR_UNSUPPORTED,

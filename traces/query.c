@@ -85,7 +85,7 @@ static void add_text(struct table *table, sqlite3_stmt *row, int column) {
         str_puts(&text, "x'");
     for (int i = 0; i < n && n <= 64; i++) str_printf(&text, "%02x", bytes[i]);
     if (n <= 64) str_puts(&text, "'");
-    table_text(table, str_text(&text));
+    table_text(table, text.failed ? "(out of memory)" : str_text(&text));
     str_free(&text);
 }
 
