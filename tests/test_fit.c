@@ -76,7 +76,7 @@ static void make_rows(struct timing_row *rows, double noise, double outlier_shar
     static const double hidden[] = {2048, 4096, 7168}, inter[] = {768, 2048};
     struct rng rng;
     rng_init(&rng, seed);
-    struct load_law law = {LOAD_POWER_LAW, 1.01};
+    struct load_law law = {LOAD_POWER_LAW, 1.01, false};
     for (int i = 0; i < MADE; i++) {
         struct timing_row *row = &rows[i];
         struct err err = {0};

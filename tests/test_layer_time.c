@@ -153,7 +153,7 @@ static void expected_loads_equal_the_published_features(void **state) {
         csv_real(csv, row, csv_find(csv, "active_experts"), 0, 1e9, &active, &err);
         csv_real(csv, row, csv_find(csv, "assignments"), 0, 1e9, &assigned, &err);
         csv_real(csv, row, csv_find(csv, "padded128"), 0, 1e9, &padded, &err);
-        const struct load_group g = {(int)n[0], (int)n[1], (int)n[2], n[3]};
+        const struct load_group g = {(int)n[0], (int)n[1], (int)n[2], n[3], 0};
         test_ok(load_expect(&law, &g, TIMING_DRAWS, &load, &err), &err);
         if (law.kind == LOAD_BALANCED) { /* draws nothing: exact */
             test_near(load.active, active, 1e-6);

@@ -393,11 +393,11 @@ static void loads_are_compared_with_the_trace_and_traffic_is_conserved(void **st
     (void)state;
     static const char *const loads[] = {"trace", "resampled", "uniform", "balanced",
                                         "power_law_1.2"};
-    enum { LOADS = sizeof loads / sizeof *loads, R = 8, TOKENS = 32 };
+    enum { LOADS = sizeof loads / sizeof *loads, R = 8, EACH = 32 };
     struct throughput_point asked[LOADS];
     struct err err = {0};
     for (int i = 0; i < LOADS; i++) {
-        asked[i] = (struct throughput_point){.ranks = R, .tokens_per_rank = TOKENS, .context = 1};
+        asked[i] = (struct throughput_point){.ranks = R, .tokens_per_rank = EACH, .context = 1};
         test_ok(load_choice_find(loads[i], &asked[i].load, &err), &err);
     }
     struct trace *trace = trace_open(world_trace("throughput", TRACE_SCORES), &err);
@@ -421,7 +421,7 @@ static void loads_are_compared_with_the_trace_and_traffic_is_conserved(void **st
         else
             assert_true(c->distance > 0 && c->distance < 1);
         for (int r = 0; r < R * R; r++) copies += c->traffic[r];
-        assert_true(copies >= R * TOKENS && copies <= R * TOKENS * TOPK);
+        assert_true(copies >= R * EACH && copies <= R * EACH * TOPK);
     }
     /* the balanced law against itself; and the trace against the loads by hand */
     test_near(run.cells[3].step.experts_ms, run.cells[3].step.balanced_ms, 1e-9);
@@ -436,7 +436,7 @@ static void loads_are_compared_with_the_trace_and_traffic_is_conserved(void **st
 }
 
 static int command(const char *arguments, char **out, char **errors) {
-    char line[2000];
+    char line[3000];
     snprintf(line, sizeof line, "%s throughput %s", test_program(), arguments);
     return test_run(line, out, errors);
 }
@@ -483,7 +483,7 @@ static void command_fills_both_views(void **state) {
     }
 }
 
-static double first_number(const struct trace *trace, const char *query) {
+static double first_number(struct trace *trace, const char *query) {
     struct err err = {0};
     struct table *t = trace_sql(trace, query, &err);
     test_ok(t != NULL, &err);
@@ -545,6 +545,41 @@ static void lists_make_cells_and_the_report_says_what_they_are_worth(void **stat
     free(page);
 }
 
+static void a_result_of_the_same_trace_is_added_to(void **state) {
+    (void)state;
+    char line[2600], *out, *errors;
+    struct err err = {0};
+    const char *path = world_trace("throughput", TRACE_SCORES), *folder = test_folder("added");
+    snprintf(line, sizeof line, "%s replay %s --out %s/result.db", test_program(), path, folder);
+    if (test_run(line, &out, &errors) != 0) fail_msg("%s", errors);
+    free(out);
+    free(errors);
+    snprintf(line, sizeof line,
+             "%s --hidden 64 --inter 64 --ranks 4 --tokens 32 --concurrency 8 --out %s/result.db",
+             path, folder);
+    for (int round = 0; round < 2; round++) { /* the second replaces the first */
+        if (command(line, &out, &errors) != 0) fail_msg("%s", errors);
+        free(out);
+        free(errors);
+    }
+    snprintf(line, sizeof line, "%s/result.db", folder);
+    struct trace *result = trace_open(line, &err);
+    test_ok(result != NULL, &err);
+    test_near(first_number(result, "SELECT count(*) FROM throughput WHERE layer IS NULL"), 4, 0);
+    assert_true(first_number(result, "SELECT count(*) FROM replay_summary") > 0);
+    trace_free(result);
+    struct trace *untouched = trace_open(path, &err);
+    assert_null(trace_query(untouched, "throughput_steps", NULL, 0, &err));
+    trace_free(untouched);
+    snprintf(line, sizeof line, "%s/other", folder);
+    test_ok(file_write(line, "x", 1, &err), &err);
+    snprintf(line, sizeof line, "%s --hidden 64 --inter 64 --out %s/other", path, folder);
+    assert_int_equal(command(line, &out, &errors), 1);
+    assert_non_null(strstr(errors, "exists already"));
+    free(out);
+    free(errors);
+}
+
 static void bad_requests_are_refused_and_change_nothing(void **state) {
     (void)state;
     static const struct {
@@ -599,6 +634,7 @@ int test_throughput(void) {
         cmocka_unit_test(loads_are_compared_with_the_trace_and_traffic_is_conserved),
         cmocka_unit_test(command_fills_both_views),
         cmocka_unit_test(lists_make_cells_and_the_report_says_what_they_are_worth),
+        cmocka_unit_test(a_result_of_the_same_trace_is_added_to),
         cmocka_unit_test(bad_requests_are_refused_and_change_nothing)};
     return cmocka_run_group_tests(tests, make_world, free_world);
 }

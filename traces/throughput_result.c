@@ -37,9 +37,18 @@ static void bind_text(sqlite3_stmt *row, int at, const char *text) {
     sqlite3_bind_text(row, at, text, -1, SQLITE_STATIC);
 }
 
-static bool open_inside(struct throughput_writer *w, const struct trace *trace, struct err *err) {
-    return db_open(&w->db, trace_path(trace), DB_WRITE, err) && db_check_schema(&w->db, err) &&
+static bool open_inside(struct throughput_writer *w, const char *path, struct err *err) {
+    return db_open(&w->db, path, DB_WRITE, err) && db_check_schema(&w->db, err) &&
            db_exec(&w->db, "BEGIN IMMEDIATE", err);
+}
+
+/* Is the file a database of the same capture? */
+static bool is_of_trace(const char *path, const struct trace *trace) {
+    struct err unused;
+    struct trace *found = file_exists(path) ? trace_open(path, &unused) : NULL;
+    bool same = found && strcmp(trace_identity(found), trace_identity(trace)) == 0;
+    trace_free(found);
+    return same;
 }
 
 static bool open_outside(struct throughput_writer *w, const struct trace *trace, const char *out,
@@ -99,7 +108,8 @@ struct throughput_writer *throughput_begin(const struct trace *trace, const char
         err_memory(err, "result");
         return NULL;
     }
-    bool ok = (out ? open_outside(w, trace, out, force, err) : open_inside(w, trace, err)) &&
+    const char *inside = !out ? trace_path(trace) : !force && is_of_trace(out, trace) ? out : NULL;
+    bool ok = (inside ? open_inside(w, inside, err) : open_outside(w, trace, out, force, err)) &&
               db_exec(&w->db,
                       "DROP VIEW IF EXISTS throughput; DROP VIEW IF EXISTS placement_map;"
                       "DROP VIEW IF EXISTS traffic_map; DROP TABLE IF EXISTS result_throughput_run;"

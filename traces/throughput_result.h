@@ -52,10 +52,10 @@ struct throughput_traffic {
 
 struct throughput_writer;
 
-/* out = NULL: into the trace's own file. Else a new RESULT.db with the capture, layers and
- * documents of the trace but no tokens; an existing file is refused unless `force`; it appears
- * under its name only at the end. Cursors on the trace must be closed. Returns owned; NULL with err
- * set. */
+/* out = NULL: into the trace's own file. Else into the RESULT.db of the same trace that a replay
+ * has made, or a new one with the capture, layers and documents of the trace but no tokens, which
+ * appears under its name only at the end; another existing file is refused unless `force`. Cursors
+ * on the trace must be closed. Returns owned; NULL with err set. */
 struct throughput_writer *throughput_begin(const struct trace *trace, const char *out, bool force,
                                            const struct throughput_record *record, struct err *err);
 bool throughput_row(struct throughput_writer *writer, const struct throughput_row *row,
