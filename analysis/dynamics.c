@@ -33,9 +33,9 @@ void dynamics_of(const double *maxvio, const double *response, int64_t n,
     out->level = mean(maxvio, n / 2, n);
     if (n < 4) return;
     double lowest = 0;
-    for (int64_t i = 0; i < n; i++) lowest = fmin(lowest, response[i]);
+    for (int64_t i = 0; i < n && response; i++) lowest = fmin(lowest, response[i]);
     out->settling_batches = settling(maxvio, n, out->start, out->level);
-    out->overshoot = -lowest;
+    if (response) out->overshoot = -lowest;
     out->amplitude = sqrt(2 * tail->variance);
     if (tail->sign_changes > 0) out->period = 2 * (double)tail->pairs / (double)tail->sign_changes;
 }

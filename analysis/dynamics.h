@@ -35,7 +35,8 @@ struct dynamics {
     double period;
 };
 
-/* maxvio[n], response[n] of the full batches. With fewer than four, only start and level are set.
+/* maxvio[n], response[n] (NULL: not known, no overshoot) of the full batches. With fewer than four,
+ * only start and level are set.
  */
 void dynamics_of(const double *maxvio, const double *response, int64_t n,
                  const struct dynamics_tail *tail, struct dynamics *out);

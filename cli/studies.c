@@ -23,6 +23,8 @@ const struct study studies[] = {
      "study_trajectory", study_bias_rate},
     {"batch_size", "Imbalance against the size of the balance batch", "How much of the imbalance is just small batches?",
      "study_variants", study_batch_size},
+    {"domain_drift", "Imbalance as the text changes domain", "How does a bias rule follow when the domain changes?",
+     "study_trajectory", study_domain_drift},
     {"gate_weights", "Gate weights under each normalisation", "What does normalising the kept scores change?",
      "study_weights", study_gate_weights},
     {"domain_map", "Load per domain", "Do experts specialise on domains?",

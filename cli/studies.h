@@ -69,6 +69,7 @@ bool figure_add(struct figure *figure, struct table *table);
     X(bias_trajectory)                                                                             \
     X(bias_rate)                                                                                   \
     X(batch_size)                                                                                  \
+    X(domain_drift)                                                                                \
     X(domain_map)                                                                                  \
     X(domain_balance)                                                                              \
     X(throughput_ranks)                                                                            \
@@ -78,12 +79,19 @@ bool figure_add(struct figure *figure, struct table *table);
     X(throughput_staleness)                                                                        \
     X(traffic)                                                                                     \
     X(models)
-/* study_load_map(...) and so on, in study_gates.c, study_bias.c and study_domains.c */
+/* study_load_map(...) and so on, in study_gates.c, study_bias.c, study_domains.c, ... */
 #define X(name)                                                                                    \
     bool study_##name(const struct subject *subjects, int count, struct figure *figure,            \
                       struct err *err);
 STUDY_DRAWS(X)
 #undef X
+
+/* chosen[most] <- the variants of the largest family of one bias rule at one batch size that differ
+ * in their rate alone, by rising rate; returns how many, 0 when no bias moves. */
+int study_rates(const struct subject *subject, int most, int *chosen);
+/* A variant that routes as the reference does, with balance batches of this size; -1 when none was
+ * replayed. */
+int study_native_at(const struct subject *subject, int64_t batch_tokens);
 
 struct loads;
 struct interval;

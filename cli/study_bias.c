@@ -52,9 +52,12 @@ static int largest_family(const struct subject *subject) {
     return best;
 }
 
-/* A variant that routes as the reference does, with balance batches of this size; -1 when none was
- * replayed. */
-static int native_at(const struct subject *subject, int64_t batch_tokens) {
+int study_rates(const struct subject *subject, int most, int *chosen) {
+    int family = largest_family(subject);
+    return family < 0 ? 0 : rates_of(subject, family, most, chosen);
+}
+
+int study_native_at(const struct subject *subject, int64_t batch_tokens) {
     int root = subject_root(subject, subject->native);
     for (int v = 0; v < subject->count; v++)
         if (subject_root(subject, v) == root && subject->variant[v].batch_tokens == batch_tokens)
@@ -92,7 +95,7 @@ bool study_bias_trajectory(const struct subject *subjects, int count, struct fig
     }
     int chosen[SERIES + 1];
     int n = rates_of(subject, family, SERIES, chosen), rates = n;
-    int native = native_at(subject, subject->variant[family].batch_tokens);
+    int native = study_native_at(subject, subject->variant[family].batch_tokens);
     if (native >= 0) chosen[n++] = native;
     const struct study_series series = {"study_trajectory", "batch", "maxvio", NULL};
     if (!study_block(subject, &series, chosen, n, figure, err)) return false;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "analysis/balance.h"
+#include "analysis/drift.h"
 #include "cli/loads.h"
 #include "cli/studies.h"
 #include "cli/wide.h"
@@ -36,21 +37,13 @@ static int64_t *domain_totals(const struct loads *loads, struct err *err) {
     return totals;
 }
 
-/* Total variation distance between a domain's distribution over experts and that of all domains:
- * the share of its choices that would have to move. NaN for an empty load. */
-static double distance(const int64_t *own, const int64_t *all, int experts) {
-    double a = (double)balance_sum(own, experts), b = (double)balance_sum(all, experts), sum = 0;
-    for (int e = 0; e < experts; e++) sum += fabs((double)own[e] / a - (double)all[e] / b);
-    return sum / 2;
-}
-
 static double mean_distance(const struct loads *loads, const int64_t *totals, int r) {
     size_t width = (size_t)loads->first[loads->layers];
     int first = loads->first[r], experts = loads->first[r + 1] - first, counted = 0;
     double sum = 0;
     for (int d = 0; d < loads->domains; d++) {
-        double x = distance(totals + (size_t)d * width + first,
-                            totals + (size_t)loads->domains * width + first, experts);
+        double x = drift_variation(totals + (size_t)d * width + first,
+                                   totals + (size_t)loads->domains * width + first, experts);
         if (isnan(x)) continue;
         sum += x;
         counted++;

@@ -20,6 +20,7 @@
     X(bias_trajectory)                                                                             \
     X(bias_rate)                                                                                   \
     X(batch_size)                                                                                  \
+    X(domain_drift)                                                                                \
     X(gate_weights)                                                                                \
     X(domain_map)                                                                                  \
     X(domain_balance)                                                                              \

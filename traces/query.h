@@ -41,6 +41,7 @@
     X(study_weights)                                                                               \
     X(study_layer_table)                                                                           \
     X(study_variant_table)                                                                         \
+    X(domain_drift)                                                                                \
     X(load_by_domain)                                                                              \
     X(tokens_of_expert)                                                                            \
     X(experts_of_token)                                                                            \
