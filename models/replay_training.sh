@@ -43,7 +43,7 @@ done
 # ---- per model: capture, replay, compare
 means() { # variant -> "layer maxvio" lines
     "$program" sql "$1" "SELECT layer, printf('%.3f', maxvio_batch) AS m FROM replay_summary
-        WHERE variant = $2 AND layer IS NOT NULL ORDER BY layer" --csv | tail -n +2
+        WHERE variant = $2 AND layer IS NOT NULL ORDER BY layer" --csv | tr -d '\r' | tail -n +2
 }
 printf 'model,layer,training,replay_native,replay_sign_captured,replay_sign_zero\n'
 for model in v3-lossfree softmax-aux softmax-none; do
