@@ -2,9 +2,9 @@
  *
  * Layer 2, pure: the caller owns all memory. What a token gets may depend on every other token of
  * the batch, so these gates run in training and in a replay, never token by token. Formulas and
- * sources: MATH.md section 11. Letters: T tokens of the batch, E experts, k chosen, S slots of a row
- * (gate_slots), C capacity. Every order is total (ties: the lower token, then the lower expert), so
- * the bits are the same on every machine. */
+ * sources: MATH.md section 11. Letters: T tokens of the batch, E experts, k chosen, S slots of a
+ * row (gate_slots), C capacity. Every order is total (ties: the lower token, then the lower
+ * expert), so the bits are the same on every machine. */
 #ifndef ROUTER_BATCH_H
 #define ROUTER_BATCH_H
 
