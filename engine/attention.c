@@ -112,7 +112,7 @@ static bool run_kernel(struct heads *h, const float *v, int64_t ldv, int64_t hea
                             .sink = h->weights->sinks,
                             .bf16 = f->bf16};
     size_t bytes = attention_bytes(&job, f->pool);
-    void *work = bytes ? arena_room(&f->scratch, bytes, 1) : NULL;
+    void *work = bytes ? arena_room(f->scratch, bytes, 1) : NULL;
     if (!work) return err_memory(f->err, "attention");
     attention_run(f->kernels, f->pool, &job, work);
     return true;

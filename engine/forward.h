@@ -25,7 +25,7 @@ struct forward {
     int windows;
     int64_t tokens;         /* M */
     int64_t first;          /* of the stretch, within the pass */
-    struct arena scratch;   /* reset by model.c between halves of a layer */
+    struct arena *scratch;  /* reset by pass.c between halves of a layer */
     struct loader *experts; /* of the layer in hand, where routed experts are loaded in groups */
     struct err *err;
 };

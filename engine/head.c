@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/pages.h"
 #include "engine/model.h"
 
 enum { VOCAB_BLOCK = 4096, TOKEN_BLOCK = 1024 };
@@ -16,6 +15,8 @@ struct head {
     struct engine *engine;
     const struct engine_pass *pass;
     const struct packed *weight; /* of the block in hand */
+    unsigned char *packed;       /* where it lies; the first block is the largest */
+    size_t packed_bytes;
     const float *bias;
     int64_t first, count;      /* its vocabulary rows */
     float *hidden;             /* [T,H] normed */
@@ -94,8 +95,8 @@ static bool block_last(struct head *h, struct err *err) {
     return true;
 }
 
-/* Packs rows [first, first+count) of the output matrix into *memory (grown as needed). */
-static bool pack_block(struct head *h, unsigned char **memory, size_t *capacity, struct err *err) {
+/* Packs rows [first, first+count) of the output matrix into the scratch memory. */
+static bool pack_block(struct head *h, struct err *err) {
     struct loader loader = model_loader(h->engine, err);
     struct weight_ref ref = h->engine->spec.head;
     struct packed *packed = NULL;
@@ -103,14 +104,13 @@ static bool pack_block(struct head *h, unsigned char **memory, size_t *capacity,
     ref.row0 = h->first;
     ref.n = h->count;
     load_matrix(&loader, &ref, false, &packed);
-    if (loader.used_bytes > *capacity) {
-        free(*memory);
-        *capacity = loader.used_bytes;
-        *memory = pages_alloc(*capacity);
+    if (h->first == 0) {
+        h->packed = arena_room(&h->engine->scratch, loader.used_bytes, 1);
+        h->packed_bytes = loader.used_bytes;
     }
-    if (!*memory) return err_memory(err, "output matrix");
-    loader.memory = *memory;
-    loader.capacity_bytes = *capacity;
+    if (!h->packed) return err_memory(err, "output matrix");
+    loader.memory = h->packed;
+    loader.capacity_bytes = h->packed_bytes;
     loader.used_bytes = 0;
     load_matrix(&loader, &ref, false, &packed);
     loader_free(&loader);
@@ -120,17 +120,14 @@ static bool pack_block(struct head *h, unsigned char **memory, size_t *capacity,
 }
 
 static bool run_blocks(struct head *h, bool nll, struct err *err) {
-    unsigned char *memory = NULL;
-    size_t capacity = 0;
     bool ok = true;
     for (h->first = 0; h->first < h->engine->spec.vocab && ok; h->first += VOCAB_BLOCK) {
         h->count = h->engine->spec.vocab - h->first;
         if (h->count > VOCAB_BLOCK) h->count = VOCAB_BLOCK;
-        ok = pack_block(h, &memory, &capacity, err);
+        ok = pack_block(h, err);
         if (ok && nll) block_nll(h);
         if (ok && h->last) ok = block_last(h, err);
     }
-    free(memory);
     return ok;
 }
 
@@ -189,7 +186,7 @@ bool head_run(struct engine *engine, const struct engine_pass *pass, const struc
     int64_t rows = pass->tokens < TOKEN_BLOCK ? pass->tokens : TOKEN_BLOCK;
     int32_t *target = make_targets(pass);
     h.target = target;
-    h.logits = pages_alloc((size_t)rows * VOCAB_BLOCK * sizeof *h.logits);
+    h.logits = arena_room(&engine->scratch, (size_t)rows, VOCAB_BLOCK * sizeof *h.logits);
     h.sum = malloc(tokens * sizeof *h.sum);
     h.chosen = calloc(tokens, sizeof *h.chosen);
     h.last =
@@ -201,7 +198,8 @@ bool head_run(struct engine *engine, const struct engine_pass *pass, const struc
     ok = ok && run_blocks(&h, nll, err) && (!nll || tell_nll(&h, sink, err)) &&
          (!last || tell_last(&h, sink, err));
     free(target);
-    free(h.logits);
+    arena_reset(&engine->scratch);
+    if (engine->memory_bytes) arena_free(&engine->scratch);
     free(h.sum);
     free(h.chosen);
     free(h.last);

@@ -7,7 +7,7 @@
 enum { ROWS_PER_JOB = 16 };
 
 float *forward_floats(struct forward *f, int64_t rows, int64_t columns) {
-    float *floats = arena_room(&f->scratch, (size_t)rows, (size_t)columns * sizeof *floats);
+    float *floats = arena_room(f->scratch, (size_t)rows, (size_t)columns * sizeof *floats);
     if (!floats) err_memory(f->err, "activations of a layer");
     return floats;
 }

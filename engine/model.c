@@ -308,6 +308,7 @@ struct engine *engine_open(const char *path, const struct engine_options *option
     }
     err->code = ERR_NONE;
     arena_init(&engine->arena, "model");
+    arena_init(&engine->scratch, "step");
     engine->pool = options->pool;
     engine->bf16 = options->bf16;
     engine->memory_bytes = options->memory_bytes > 0 ? (size_t)options->memory_bytes : 0;
@@ -335,6 +336,7 @@ void engine_close(struct engine *engine) {
     tensors_close(&engine->tensors);
     gates_free(engine);
     arena_free(&engine->arena);
+    arena_free(&engine->scratch);
     free(engine);
 }
 

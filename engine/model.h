@@ -36,6 +36,8 @@ struct engine {
     unsigned char *shared_memory; /* of the layer in hand, when not resident */
     struct layer_weights shared;  /* its weights */
     unsigned char *group_memory;  /* of the experts in hand */
+    struct arena scratch; /* activations; kept from pass to pass where memory is not bounded:
+                             a system takes its time to give back and clear large pages */
 };
 
 /* The packed weights of one step, valid until the next call. NULL with err set. */

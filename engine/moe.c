@@ -186,7 +186,7 @@ static void expect_experts(const struct mixture *x, int first, int real) {
 static bool run_groups(struct mixture *x, int real) {
     struct loader *loader = x->f->experts;
     size_t one = expert_bytes(loader, x->spec);
-    struct glu_weights *expert = arena_alloc(&x->f->scratch, (size_t)real, sizeof *expert);
+    struct glu_weights *expert = arena_alloc(x->f->scratch, (size_t)real, sizeof *expert);
     if (!expert) return err_memory(x->f->err, "experts");
     for (int first = 0, last; first < real; first = last) {
         loader->used_bytes = 0;
@@ -207,7 +207,7 @@ static bool run_experts(struct mixture *x, int real) {
     struct forward *f = x->f;
     int64_t hidden = f->spec->hidden, slots = x->begin[real];
     x->inner = forward_floats(f, slots, 2 * x->spec->expert.width);
-    x->items = arena_alloc(&f->scratch, (size_t)real, sizeof *x->items);
+    x->items = arena_alloc(f->scratch, (size_t)real, sizeof *x->items);
     x->product = forward_floats(f, slots, hidden);
     if (!x->inner || !x->items || !x->product) return err_memory(f->err, "experts");
     if (x->spec->scale_input) {
@@ -254,7 +254,7 @@ static bool run_shared(struct mixture *x) {
 }
 
 static bool allocate(struct mixture *x) {
-    struct arena *arena = &x->f->scratch;
+    struct arena *arena = x->f->scratch;
     size_t tokens = (size_t)x->tokens, choices = tokens * (size_t)x->k;
     size_t blocks = tokens / ROUTE_BLOCK + 1;
     x->scratch_bytes = route_stream_scratch_bytes(x->stream);

@@ -202,12 +202,12 @@ static bool stretch(struct pass *p, struct forward *f, int step, const struct la
     const struct layer_spec *layer = &p->engine->spec.layer[step];
     float *x = p->hidden + f->first * f->spec->hidden;
     struct half h = {f, &layer->attend, &w->attend_in, &w->attend_out, x, NULL, NULL};
-    arena_reset(&f->scratch);
+    arena_reset(f->scratch);
     if (!half_begin(&h) ||
         !attention_forward(f, &layer->attention, &w->attention, h.normed, h.result))
         return false;
     half_end(&h);
-    if (!layer->parallel) arena_reset(&f->scratch);
+    if (!layer->parallel) arena_reset(f->scratch);
     return feed(p, f, step, w, x, layer->parallel ? h.normed : NULL);
 }
 
@@ -245,7 +245,7 @@ static bool run_layers(struct pass *p) {
     bool ok = true;
     struct loader experts = {0};
     if (engine->grouped) f.experts = &experts;
-    arena_init(&f.scratch, "step");
+    f.scratch = &engine->scratch;
     for (int step = 0; step < engine->spec.steps && ok; step++) {
         const struct layer_weights *w = model_layer(engine, step, p->err);
         ok = w != NULL && (!engine->grouped || model_experts(engine, step, &experts, p->err));
@@ -260,7 +260,8 @@ static bool run_layers(struct pass *p) {
         }
         loader_free(&experts);
     }
-    arena_free(&f.scratch);
+    arena_reset(&engine->scratch);
+    if (engine->memory_bytes) arena_free(&engine->scratch);
     return ok;
 }
 

@@ -24,6 +24,7 @@ struct bench_case {
 
 /* The clock of the measurements: wall seconds, or CPU seconds / threads with BENCH_CLOCK=cpu. */
 double bench_seconds(int threads);
+int bench_cpu_clock(void);
 /* Warms up, measures, prints one line:
  * scene,case,value,low,high,unit,ratio,of,clock (value = median; ratio = median of value / limit).
  */

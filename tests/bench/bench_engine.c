@@ -2,9 +2,13 @@
  *
  * OLMoE-shaped (grouped-query, 64 experts of 1024, 8 a token) and DeepSeek-V2-Lite-shaped (latent
  * attention, 64 experts of 1408, 6 a token, 2 shared), cut to two layers, bf16 weights, written
- * once to build/bench/. One window of 512 tokens; likelihoods of all tokens are outputs. The first
+ * once to build/bench/. Windows of 512 tokens; likelihoods of all tokens are outputs. The first
  * pass packs the weights and is printed as `cold`. Work counts multiply-adds of all matrices as two
- * operations, attention over half the square. */
+ * operations, attention over half the square.
+ *
+ * Capturing: the same pass with every routing stored in a database. Its cost is the time inside the
+ * store's calls, from the beginning of the pass to its commit, over the rest of the pass: the calls
+ * come from the engine's own thread while all others wait. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +19,7 @@
 #include "base/str.h"
 #include "engine/engine.h"
 #include "tests/bench/bench.h"
+#include "traces/trace.h"
 
 enum { TOKENS = 512, PATTERN = 1000003 };
 
@@ -223,12 +228,117 @@ static double pass_gflop(const struct shape *s) {
     return 2 * per_token * TOKENS / 1e9;
 }
 
-static void bench_shape(const struct shape *s, int threads) {
-    char folder[128], name[128];
+/* ---- capturing */
+
+enum { WINDOWS = 4, PASS_TOKENS = WINDOWS * TOKENS, CAPTURES = 5 };
+
+struct capturing {
+    struct trace *trace;
+    double seconds; /* inside the store */
+};
+
+static bool store_routes(void *context, int router, int64_t first, int64_t n, const float *logits,
+                         const int32_t *expert, const float *weight, struct err *err) {
+    struct capturing *c = context;
+    const struct trace_routes routes = {router, first, n, logits, expert, weight};
+    double start = bench_seconds(1);
+    bool ok = trace_pass_routes(c->trace, &routes, err);
+    c->seconds += bench_seconds(1) - start;
+    return ok;
+}
+
+static bool store_nll(void *context, int64_t first, int64_t n, const float *nll, struct err *err) {
+    struct capturing *c = context;
+    double start = bench_seconds(1);
+    bool ok = trace_pass_nll(c->trace, first, n, nll, err);
+    c->seconds += bench_seconds(1) - start;
+    return ok;
+}
+
+static struct trace *create_trace(const struct engine_info *info, const char *path) {
+    struct err err;
+    struct trace_layer layers[8] = {{0}};
+    const struct trace_document document = {
+        .source = "made up", .domain = "made up", .sha256 = "", .tokens = PASS_TOKENS * CAPTURES};
+    for (int i = 0; i < info->routers; i++)
+        layers[i] = (struct trace_layer){.layer = info->router[i].layer,
+                                         .experts = info->router[i].experts,
+                                         .topk = info->router[i].gate.topk,
+                                         .holds = TRACE_SCORES,
+                                         .has_gate = true,
+                                         .gate = info->router[i].gate,
+                                         .bias = info->router[i].bias};
+    const struct trace_setup setup = {.capture = {.model = info->name,
+                                                  .family = info->family,
+                                                  .model_id = "",
+                                                  .config = "",
+                                                  .source = "capture",
+                                                  .compute = "",
+                                                  .kernels = "",
+                                                  .options = "",
+                                                  .lacks = "",
+                                                  .vocabulary = ""},
+                                      .layers = layers,
+                                      .layer_count = info->routers,
+                                      .documents = &document,
+                                      .document_count = 1};
+    struct trace *trace = trace_create(path, &setup, TRACE_FORCE, &err);
+    if (!trace) stop(&err);
+    return trace;
+}
+
+/* One pass of WINDOWS windows into the trace; the time in the store over the time outside of it. */
+static double capture_cost(struct engine *engine, struct trace *trace, int vocab, int threads) {
+    static int32_t ids[PASS_TOKENS], positions[PASS_TOKENS];
+    int64_t starts[WINDOWS + 1];
+    struct err err;
+    struct capturing c = {.trace = trace};
+    for (int t = 0; t < PASS_TOKENS; t++) ids[t] = (t * 7919 + 13) % vocab;
+    for (int t = 0; t < PASS_TOKENS; t++) positions[t] = t % TOKENS;
+    for (int w = 0; w <= WINDOWS; w++) starts[w] = w * TOKENS;
+    const struct engine_pass pass = {PASS_TOKENS, ids, starts, WINDOWS};
+    const struct trace_pass stored = {PASS_TOKENS, ids, positions};
+    const struct engine_sink sink = {.context = &c, .routes = store_routes, .nll = store_nll};
+    double start = bench_seconds(1), all = bench_seconds(threads), outer;
+    if (!trace_pass_begin(trace, &stored, &err)) stop(&err);
+    c.seconds += bench_seconds(1) - start;
+    if (!engine_run(engine, &pass, &sink, NULL, &err)) stop(&err);
+    start = bench_seconds(1);
+    if (!trace_pass_commit(trace, &err)) stop(&err);
+    c.seconds += bench_seconds(1) - start;
+    outer = bench_seconds(threads) - all;
+    return c.seconds / (outer - c.seconds / (bench_cpu_clock() ? threads : 1));
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void bench_capture(struct engine *engine, const struct shape *s, const char *name,
+                          int threads) {
+    static const char path[] = "build/bench/capture.db";
+    struct err err;
+    double cost[CAPTURES];
+    if (!bench_wanted(name)) return;
+    struct trace *trace = create_trace(engine_info(engine), path);
+    for (int i = 0; i < CAPTURES; i++) cost[i] = capture_cost(engine, trace, s->vocab, threads);
+    if (!trace_close(trace, false, &err)) stop(&err);
+    remove(path);
+    qsort(cost, CAPTURES, sizeof *cost, ascending);
+    bench_print("engine", name, cost[CAPTURES / 2], "of the pass");
+}
+
+static void bench_shape(const struct shape *s, bool bf16, int threads) {
+    char folder[128], name[96], label[64], cost[128], row[128];
     struct err err;
     struct run run = {.engine = NULL};
+    snprintf(label, sizeof label, "%s %s", s->name, bf16 ? "bf16" : "f32");
+    snprintf(name, sizeof name, "%s %d tokens T=%d", label, TOKENS, threads);
+    snprintf(cost, sizeof cost, "%s %d tokens T=%d cost of capturing", label, PASS_TOKENS, threads);
+    if (!bench_wanted(name) && !bench_wanted(cost)) return;
     struct pool *pool = pool_create(threads, &err);
-    struct engine_options options = {.pool = pool};
+    struct engine_options options = {.pool = pool, .bf16 = bf16};
     snprintf(folder, sizeof folder, "build/bench/%s", s->name);
     write_model(s, folder);
     run.engine = pool ? engine_open(folder, &options, &err) : NULL;
@@ -236,19 +346,27 @@ static void bench_shape(const struct shape *s, int threads) {
     for (int t = 0; t < TOKENS; t++) run.ids[t] = (t * 7919 + 13) % s->vocab;
     double start = bench_seconds(threads);
     run_pass(&run);
-    snprintf(name, sizeof name, "%s %d tokens %d threads cold", s->name, TOKENS, threads);
-    bench_print("engine", name, TOKENS / (bench_seconds(threads) - start), "tokens/s");
-    snprintf(name, sizeof name, "%s work per token", s->name);
-    bench_print("engine", name, pass_gflop(s) / TOKENS, "GFLOP");
-    snprintf(name, sizeof name, "%s %d tokens %d threads f32", s->name, TOKENS, threads);
-    struct bench_case c = {"engine", name,           "GFLOP/s",      pass_gflop(s), run_pass,
-                           &run,     bench_peak_f32, "f32 fma peak", threads};
+    snprintf(row, sizeof row, "%s cold", name);
+    bench_print("engine", row, TOKENS / (bench_seconds(threads) - start), "tokens/s");
+    snprintf(row, sizeof row, "%s work per token", label);
+    bench_print("engine", row, pass_gflop(s) / TOKENS, "GFLOP");
+    struct bench_case c = {"engine",
+                           name,
+                           "GFLOP/s",
+                           pass_gflop(s),
+                           run_pass,
+                           &run,
+                           bf16 ? bench_peak_bf16 : bench_peak_f32,
+                           bf16 ? "bf16 dot peak" : "f32 fma peak",
+                           threads};
     bench_measure(&c);
+    bench_capture(run.engine, s, cost, threads);
     engine_close(run.engine);
     pool_free(pool);
 }
 
 void bench_engine(void) {
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int threads = 1; threads <= 2; threads++) bench_shape(&shapes[i], threads);
+        for (int bf16 = 0; bf16 < 2; bf16++)
+            for (int threads = 1; threads <= 2; threads++) bench_shape(&shapes[i], bf16, threads);
 }

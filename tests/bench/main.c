@@ -40,13 +40,13 @@ static int64_t calls_per_sample(const struct bench_case *c) {
 
 /* BENCH_CLOCK=cpu counts CPU seconds per thread instead of wall seconds: on a machine where others
  * compute too, it shows what the code does rather than what the scheduler gave it. */
-static int cpu_clock(void) {
+int bench_cpu_clock(void) {
     const char *name = getenv("BENCH_CLOCK");
     return name && strcmp(name, "cpu") == 0;
 }
 
 double bench_seconds(int threads) {
-    return cpu_clock() ? clock_cpu_seconds() / threads : clock_seconds();
+    return bench_cpu_clock() ? clock_cpu_seconds() / threads : clock_seconds();
 }
 
 static const char *filter; /* only cases whose name contains this; NULL = all */
@@ -68,12 +68,12 @@ void bench_measure(const struct bench_case *c) {
     qsort(ratio, BENCH_RUNS, sizeof *ratio, ascending);
     printf("%s,%s,%.4g,%.4g,%.4g,%s,%.3f,%s,%s\n", c->scene, c->name, value[BENCH_RUNS / 2],
            value[0], value[BENCH_RUNS - 1], c->unit, ratio[BENCH_RUNS / 2], c->limit ? c->of : "",
-           cpu_clock() ? "cpu" : "wall");
+           bench_cpu_clock() ? "cpu" : "wall");
     fflush(stdout);
 }
 
 void bench_print(const char *scene, const char *name, double value, const char *unit) {
-    printf("%s,%s,%.4g,,,%s,,,%s\n", scene, name, value, unit, cpu_clock() ? "cpu" : "wall");
+    printf("%s,%s,%.4g,,,%s,,,%s\n", scene, name, value, unit, bench_cpu_clock() ? "cpu" : "wall");
     fflush(stdout);
 }
 
