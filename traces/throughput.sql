@@ -49,13 +49,19 @@ CREATE TABLE IF NOT EXISTS result_throughput ( -- one cell at one layer, or its 
   bias_rate       REAL              -- NULL: the rule has none
 ) STRICT;
 
-CREATE TABLE IF NOT EXISTS result_placement ( -- what lies where, after the last refresh
-  cell   INTEGER NOT NULL,
-  layer  INTEGER NOT NULL,
+CREATE TABLE IF NOT EXISTS result_placement ( -- what lies where; cells and layers share maps
+  map    INTEGER NOT NULL, -- from 1
   slot   INTEGER NOT NULL,
   rank   INTEGER NOT NULL,
   expert INTEGER NOT NULL,
-  PRIMARY KEY (cell, layer, slot)
+  PRIMARY KEY (map, slot)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS result_placed ( -- the map of a cell at a layer, after the last refresh
+  cell  INTEGER NOT NULL,
+  layer INTEGER NOT NULL,
+  map   INTEGER NOT NULL,
+  PRIMARY KEY (cell, layer)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS result_traffic ( -- of the first cells, as many as fit into a million numbers
@@ -79,8 +85,9 @@ CREATE VIEW IF NOT EXISTS throughput AS -- One row per cell and layer; layer NUL
 
 CREATE VIEW IF NOT EXISTS placement_map AS -- Which expert each slot of each rank holds.
   SELECT t.variant, t.cluster, t.ranks, t.placement, t.replicas, t.phase, t.tokens_per_rank,
-         p.layer, p.rank, p.slot, p.expert, p.cell
-    FROM result_placement p JOIN result_throughput t ON t.cell = p.cell AND t.layer IS NULL;
+         l.layer, p.rank, p.slot, p.expert, l.cell
+    FROM result_placed l JOIN result_placement p ON p.map = l.map
+    JOIN result_throughput t ON t.cell = l.cell AND t.layer IS NULL;
 
 CREATE VIEW IF NOT EXISTS traffic_map AS -- What each rank sends to each other in a batch.
   SELECT t.variant, t.cluster, t.ranks, t.placement, t.replicas, t.phase, t.tokens_per_rank, t.load,

@@ -11,12 +11,14 @@
 #include "base/str.h"
 #include "embed.h"
 #include "traces/internal.h"
+#include "traces/placement_maps.h"
 
 struct throughput_writer {
     struct db db;
     char *out;       /* owned; NULL: the trace's own file */
     char *temporary; /* owned; where it is written, when out */
-    sqlite3_stmt *row, *placement, *traffic;
+    sqlite3_stmt *row, *placement, *placed, *traffic;
+    struct placement_maps maps;
 };
 
 static void bind_real(sqlite3_stmt *row, int at, double value) {
@@ -91,10 +93,11 @@ static bool prepare(struct throughput_writer *w, struct err *err) {
                         "?, ?)",
                         err);
     w->placement =
-        w->row ? db_prepare(&w->db, "INSERT INTO result_placement VALUES (?, ?, ?, ?, ?)", err)
-               : NULL;
+        w->row ? db_prepare(&w->db, "INSERT INTO result_placement VALUES (?, ?, ?, ?)", err) : NULL;
+    w->placed =
+        w->placement ? db_prepare(&w->db, "INSERT INTO result_placed VALUES (?, ?, ?)", err) : NULL;
     w->traffic =
-        w->placement
+        w->placed
             ? db_prepare(&w->db, "INSERT INTO result_traffic VALUES (?, ?, ?, ?, ?, ?, ?)", err)
             : NULL;
     return w->traffic != NULL;
@@ -114,7 +117,8 @@ struct throughput_writer *throughput_begin(const struct trace *trace, const char
                       "DROP VIEW IF EXISTS throughput; DROP VIEW IF EXISTS placement_map;"
                       "DROP VIEW IF EXISTS traffic_map; DROP TABLE IF EXISTS result_throughput_run;"
                       "DROP TABLE IF EXISTS result_throughput;"
-                      "DROP TABLE IF EXISTS result_placement; DROP TABLE IF EXISTS result_traffic",
+                      "DROP TABLE IF EXISTS result_placement;"
+                      "DROP TABLE IF EXISTS result_placed; DROP TABLE IF EXISTS result_traffic",
                       err) &&
               db_exec(&w->db, embed_traces_throughput_sql, err) &&
               record_run(w, trace_identity(trace), record, err) && prepare(w, err);
@@ -159,17 +163,29 @@ bool throughput_row(struct throughput_writer *writer, const struct throughput_ro
     return db_run(&writer->db, row, err);
 }
 
-bool throughput_placement(struct throughput_writer *writer, int64_t cell, int layer,
-                          const int32_t *expert, int slots, int places, struct err *err) {
+static bool insert_map(struct throughput_writer *writer, int64_t map, const int32_t *expert,
+                       int slots, int places, struct err *err) {
     for (int s = 0; s < slots; s++) {
-        sqlite3_bind_int64(writer->placement, 1, cell);
-        sqlite3_bind_int(writer->placement, 2, layer);
-        sqlite3_bind_int(writer->placement, 3, s);
-        sqlite3_bind_int(writer->placement, 4, s / places);
-        sqlite3_bind_int(writer->placement, 5, expert[s]);
+        sqlite3_bind_int64(writer->placement, 1, map);
+        sqlite3_bind_int(writer->placement, 2, s);
+        sqlite3_bind_int(writer->placement, 3, s / places);
+        sqlite3_bind_int(writer->placement, 4, expert[s]);
         if (!db_run(&writer->db, writer->placement, err)) return false;
     }
     return true;
+}
+
+bool throughput_placement(struct throughput_writer *writer, int64_t cell, int layer,
+                          const int32_t *expert, int slots, int places, struct err *err) {
+    int64_t map;
+    bool known;
+    if (!placement_maps_find(&writer->maps, expert, slots, places, &map, &known, err) ||
+        (!known && !insert_map(writer, map, expert, slots, places, err)))
+        return false;
+    sqlite3_bind_int64(writer->placed, 1, cell);
+    sqlite3_bind_int(writer->placed, 2, layer);
+    sqlite3_bind_int64(writer->placed, 3, map);
+    return db_run(&writer->db, writer->placed, err);
 }
 
 bool throughput_traffic(struct throughput_writer *writer, const struct throughput_traffic *t,
@@ -187,8 +203,9 @@ bool throughput_traffic(struct throughput_writer *writer, const struct throughpu
 static void close_database(struct throughput_writer *w) {
     sqlite3_finalize(w->row);
     sqlite3_finalize(w->placement);
+    sqlite3_finalize(w->placed);
     sqlite3_finalize(w->traffic);
-    w->row = w->placement = w->traffic = NULL;
+    w->row = w->placement = w->placed = w->traffic = NULL;
     db_close(&w->db);
 }
 
@@ -205,6 +222,7 @@ void throughput_abandon(struct throughput_writer *writer) {
     if (!writer) return;
     close_database(writer); /* rolls back */
     if (writer->temporary) unlink(writer->temporary);
+    placement_maps_free(&writer->maps);
     free(writer->temporary);
     free(writer->out);
     free(writer);
