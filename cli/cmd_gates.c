@@ -206,16 +206,14 @@ static void preset_row(struct table *table, const struct gate_preset *preset) {
 /* All rows of that name or kind, or all rows; returns how many. */
 static int list_named(struct table *table, const char *name) {
     int64_t before = table_rows(table);
-    bool preset = name && preset_of(name); /* explained step by step instead */
-    for (const struct gate_preset *p = gate_presets; p->name && !preset; p++)
-        if (wanted(name, "preset", p->name)) preset_row(table, p);
+    for (const struct gate_preset *p = gate_presets; p->name; p++)
+        if (!name || strcmp(name, "preset") == 0) preset_row(table, p);
     for (const struct bias_rule *r = bias_rules; r->name; r++)
         if (wanted(name, "bias-rule", r->name)) rule_row(table, r);
     for (size_t i = 0; i < part_count; i++)
         if (wanted(name, parts[i].kind, parts[i].name)) part_row(table, &parts[i]);
 #define X(loss, formula, source)                                                                   \
-    if (wanted(name, "loss", #loss) && !preset)                                                    \
-        row(table, "loss", #loss, formula, "replay --losses", source);
+    if (wanted(name, "loss", #loss)) row(table, "loss", #loss, formula, "replay --losses", source);
     LOSSES(X)
 #undef X
     return (int)(table_rows(table) - before);
@@ -269,11 +267,15 @@ static bool explain(struct table *table, const char *spec, struct err *err) {
     return true;
 }
 
+/* A preset step by step, whatever else has its name, or a specification step by step. */
 static bool list(struct table *table, const struct text_list *names, struct err *err) {
     if (names->count == 0) list_named(table, NULL);
-    for (int i = 0; i < names->count; i++)
-        if (list_named(table, names->items[i]) == 0 && !explain(table, names->items[i], err))
-            return false;
+    for (int i = 0; i < names->count; i++) {
+        const char *name = names->items[i];
+        bool preset = preset_of(name) != NULL;
+        if (preset && !explain(table, name, err)) return false;
+        if (list_named(table, name) == 0 && !preset && !explain(table, name, err)) return false;
+    }
     return true;
 }
 
