@@ -216,6 +216,23 @@ struct gains {
     const char *query, *key, *learnt, *lack;
 };
 
+/* How many batches pay for moving the weights of one refresh. */
+static void put_payback(const struct table *rows, struct str *out) {
+    double least = INFINITY, most = 0;
+    for (int64_t i = 0; i < table_rows(rows); i++) {
+        double batches = cell(rows, i, "pays_after");
+        if (!isfinite(batches)) continue;
+        least = fmin(least, batches);
+        most = fmax(most, batches);
+    }
+    str_puts(out, "The moving of weights is left out here: ");
+    if (most > 0)
+        str_printf(out, "a refresh pays after %.3g to %.3g batches where the placement gains.",
+                   least, most);
+    else
+        str_puts(out, "no refresh after the first one was needed to gain, or none gains.");
+}
+
 static bool draw_gains(const struct subject *subject, const struct gains *gains,
                        struct figure *figure, struct err *err) {
     bool found;
@@ -229,6 +246,7 @@ static bool draw_gains(const struct subject *subject, const struct gains *gains,
     put_best(rows, "prefill", gains->key, gains->learnt, &figure->caption);
     put_best(rows, "decode", gains->key, gains->learnt, &figure->caption);
     put_best(rows, "train", gains->key, gains->learnt, &figure->caption);
+    if (gains->learnt) put_payback(rows, &figure->caption);
     put_error(rows, &figure->caption);
     bool ok = figure_add(figure, side_by_side(rows, gains->key, "gain_pct", err));
     table_free(rows);
@@ -251,9 +269,7 @@ bool study_throughput_staleness(const struct subject *subjects, int count, struc
         "needs `steelyard throughput --placement contiguous,eplb --learn whole,previous --refresh "
         "1,4,16` on this database"};
     (void)count;
-    str_puts(&figure->caption, "Moving the weights is paid for. ");
-    bool ok = draw_gains(&subjects[0], &gains, figure, err);
-    return ok;
+    return draw_gains(&subjects[0], &gains, figure, err);
 }
 
 /* ---- traffic */

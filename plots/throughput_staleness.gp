@@ -1,6 +1,6 @@
 # throughput_staleness.gp - what a placement is worth when it was learnt on earlier batches
 # data: batches between refreshes, then one column per phase, gate, placement and what it learnt on: gain over
-# experts in order, per cent
+# experts in order, per cent, without the moving of weights
 set loadpath '.' 'plots'
 load 'style.gp'
 

@@ -166,7 +166,7 @@ static bool prepare(struct running *r, const struct routed *routed, const int64_
         if (!serving_make(s, p->phase, p->ranks, p->tokens_per_rank, o->most_batches, first,
                           trace_documents(routed->trace), o->seed, err))
             return false;
-        cell->batches = s->batches;
+        cell->batches = s->batches - cell_warm_batches(p, o, s);
         cell->group_tokens = s->group;
         cell->repeats = s->repeats;
         const struct model_shape *m = o->shape;

@@ -27,7 +27,8 @@
 /* On which tokens a placement was learnt. X(enum, name, help) */
 #define LEARN_FROM(X)                                                                              \
     X(LEARN_WHOLE, "whole", "all tokens of the trace, also those it is used on: optimistic")       \
-    X(LEARN_PREVIOUS, "previous", "the window of batches before the last refresh: stale")          \
+    X(LEARN_PREVIOUS, "previous",                                                                  \
+      "the window of batches before the last refresh: stale; the first window is not measured")    \
     X(LEARN_DOMAIN, "domain", "the documents of one domain, used on all")
 #define X(e, name, help) e,
 enum learn_from { LEARN_FROM(X) };

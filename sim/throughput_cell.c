@@ -37,6 +37,7 @@ struct work {
     int64_t *token;   /* [G] */
     double *weight;   /* [E] what the placement is learnt from */
     int32_t *history; /* [batches,E], of LEARN_PREVIOUS */
+    int64_t warm;     /* batches that only teach */
     int64_t *slowest; /* [R] batches in which a rank was the straggler */
     uint16_t *made;   /* [G,k] choices that no trace made, or NULL */
     int32_t *sorted;  /* [E] */
@@ -122,13 +123,14 @@ static double move_time(const struct work *w) {
 static bool refresh(struct work *w, int64_t b, double *move_ms, struct err *err) {
     const struct throughput_options *o = w->l->options;
     const struct throughput_point *p = &w->cell->point;
-    bool due = b == 0 || (p->learn == LEARN_PREVIOUS && b % p->refresh == 0);
+    int64_t age = b - w->warm;
+    bool due = b == 0 || (p->learn == LEARN_PREVIOUS && age >= 0 && age % p->refresh == 0);
     if (!due) return true;
     bool known = learn(w, b);
     enum placement_rule rule = known ? p->placement : PLACE_CONTIGUOUS;
     w->before = w->placement;
     if (!placement_build(&w->placement, rule, &w->shape, w->weight, o->seed, err)) return false;
-    if (b > 0) *move_ms += move_time(w);
+    if (age > 0) *move_ms += move_time(w); /* the first placement is where serving starts */
     placement_free(&w->before);
     exchange_place(&w->exchange, &w->placement);
     return true;
@@ -167,7 +169,7 @@ static void measure(struct work *w, struct throughput_layer *row) {
 }
 
 static void finish(const struct work *w, struct throughput_layer *row, double balanced_ms) {
-    double batches = (double)w->serving->batches;
+    double batches = (double)(w->serving->batches - w->warm);
     double *const sums[] = {&row->time_ms,   &row->experts_ms, &row->comm_ms,
                             &row->move_ms,   &row->even_ms,    &row->rank_max,
                             &row->rank_mean, &row->active_max, &row->dropped};
@@ -176,6 +178,13 @@ static void finish(const struct work *w, struct throughput_layer *row, double ba
     row->balanced_ms = balanced_ms;
     for (int r = 1; r < w->shape.ranks; r++)
         if (w->slowest[r] > w->slowest[row->straggler]) row->straggler = r;
+}
+
+int64_t cell_warm_batches(const struct throughput_point *point,
+                          const struct throughput_options *options, const struct serving *serving) {
+    if (point->learn != LEARN_PREVIOUS) return 0;
+    int64_t half = serving->batches / 2;
+    return options->window < half ? options->window : half;
 }
 
 static int more_first(const void *a, const void *b) {
@@ -187,7 +196,7 @@ static int more_first(const void *a, const void *b) {
 static void keep(struct work *w) {
     struct throughput_cell *cell = w->cell;
     size_t experts = (size_t)w->l->experts, ranks = (size_t)w->shape.ranks;
-    double batches = (double)w->serving->batches;
+    double batches = (double)(w->serving->batches - w->warm);
     if (cell->profile) {
         double *profile = cell->profile + (int64_t)w->l->layer * cell->experts;
         memcpy(w->sorted, w->exchange.expert_tokens, experts * sizeof *w->sorted);
@@ -226,6 +235,7 @@ static bool run_batches(struct work *w, struct throughput_layer *row, struct err
         if (w->history)
             memcpy(w->history + b * w->l->experts, w->exchange.expert_tokens,
                    (size_t)w->l->experts * sizeof *w->history);
+        if (b < w->warm) continue;
         measure(w, row);
         keep(w);
     }
@@ -236,6 +246,7 @@ bool cell_run(struct throughput_cell *cell, const struct loaded *l, const struct
               double balanced_ms, struct arena *arena, struct err *err) {
     struct work w = {
         .l = l, .serving = serving, .cell = cell, .shape = cell_shape(&cell->point, l)};
+    w.warm = cell_warm_batches(&cell->point, l->options, serving);
     struct throughput_layer *row = &cell->layer[l->layer];
     bool ok = work_init(&w, arena, err) && run_batches(&w, row, err);
     if (ok) {

@@ -20,6 +20,11 @@ struct loaded {
 /* Slots and ranks of a cell at the loaded layer. */
 struct placement_shape cell_shape(const struct throughput_point *point, const struct loaded *l);
 
+/* Batches at the start that only teach a stale placement (LEARN_PREVIOUS): the window, but at most
+ * half of all. The others are measured. */
+int64_t cell_warm_batches(const struct throughput_point *point,
+                          const struct throughput_options *options, const struct serving *serving);
+
 /* Fills the cell's row of the loaded layer, its placement, and what it keeps of load and traffic.
  * balanced_ms goes into the row. */
 bool cell_run(struct throughput_cell *cell, const struct loaded *l, const struct serving *serving,

@@ -332,7 +332,7 @@ static void cells_obey_their_bounds(void **state) {
     throughput_free(&run);
 }
 
-static void the_previous_window_knows_nothing_at_first_and_costs_moves(void **state) {
+static void the_previous_window_teaches_unmeasured_then_moves_cost(void **state) {
     (void)state;
     struct throughput_run whole, stale;
     const char *path = world_trace("throughput", TRACE_SCORES);
@@ -340,7 +340,13 @@ static void the_previous_window_knows_nothing_at_first_and_costs_moves(void **st
     run_points(&stale, path, LEARN_PREVIOUS, 2);
     assert_true(stale.cells[1].step.move_ms > 0);
     assert_true(whole.cells[1].step.move_ms == 0);
-    assert_true(stale.cells[0].step.move_ms == 0); /* contiguous stays */
+    assert_true(stale.cells[0].step.move_ms == 0);                        /* contiguous stays */
+    /* the window, or half of the batches, only teaches */
+    int64_t all = whole.cells[1].batches, half = all / 2;
+    assert_int_equal(stale.cells[1].batches, all - (half < 2 ? half : 2));
+    /* learnt on other batches: no better than on the same ones, no worse than not at all */
+    assert_true(stale.cells[1].step.rank_max >= whole.cells[1].step.rank_max * 0.97);
+    assert_true(stale.cells[1].step.rank_max <= stale.cells[0].step.rank_max * 1.1);
     throughput_free(&whole);
     throughput_free(&stale);
 }
@@ -629,7 +635,7 @@ int test_throughput(void) {
         cmocka_unit_test(times_do_not_depend_on_threads),
         cmocka_unit_test(ids_and_scores_of_the_same_choices_cost_the_same),
         cmocka_unit_test(cells_obey_their_bounds),
-        cmocka_unit_test(the_previous_window_knows_nothing_at_first_and_costs_moves),
+        cmocka_unit_test(the_previous_window_teaches_unmeasured_then_moves_cost),
         cmocka_unit_test(made_choices_have_the_loads_of_their_law),
         cmocka_unit_test(loads_are_compared_with_the_trace_and_traffic_is_conserved),
         cmocka_unit_test(command_fills_both_views),
