@@ -19,7 +19,7 @@ static const struct route_kernels *forced;
 /* The best first. */
 static const struct route_kernels *const levels[] = {
 #if defined(__x86_64__)
-    &route_kernels_avx512vbmi2, &route_kernels_avx512,
+    &route_kernels_avx512vbmi2, &route_kernels_avx512, &route_kernels_avx2,
 #endif
     &route_kernels_portable};
 enum { LEVELS = sizeof levels / sizeof *levels };
@@ -28,6 +28,9 @@ static bool usable(const struct route_kernels *level) {
 #if defined(__x86_64__)
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (level == &route_kernels_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
     if (level == &route_kernels_avx512) return avx512;
     if (level == &route_kernels_avx512vbmi2) return avx512 && __builtin_cpu_supports("avx512vbmi2");
 #endif

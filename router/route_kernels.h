@@ -79,7 +79,8 @@ void route_weigh_row(const struct gate *gate, const float *score, const int32_t 
 
 extern const struct route_kernels route_kernels_portable;
 #if defined(__x86_64__)
-extern const struct route_kernels route_kernels_avx512, route_kernels_avx512vbmi2;
+extern const struct route_kernels route_kernels_avx2, route_kernels_avx512,
+    route_kernels_avx512vbmi2;
 #endif
 
 #endif
