@@ -7,6 +7,7 @@
     X(engine)                                                                                      \
     X(llama)                                                                                       \
     X(replay)                                                                                      \
+    X(gate)                                                                                        \
     X(store)                                                                                       \
     X(cluster)
 
