@@ -8,6 +8,7 @@
     X(llama)                                                                                       \
     X(replay)                                                                                      \
     X(gate)                                                                                        \
+    X(growth)                                                                                      \
     X(store)                                                                                       \
     X(cluster)
 
