@@ -199,6 +199,10 @@ INLINE __m512i kept_groups(const struct reading how, const struct route_job *job
 
 enum { MOST_EXPERTS = 1024, PART = 32 };
 
+struct lanes {
+    __m512i a, b;
+};
+
 /* Where the stretches of PART experts begin that take part, by rising expert. */
 struct parts {
     int count;
@@ -211,22 +215,27 @@ INLINE void all_parts(const struct route_job *job, struct parts *parts) {
 }
 
 INLINE void kept_parts(const struct route_groups *groups, unsigned kept, struct parts *parts) {
-    int count = 0;
-    for (int i = 0; i < groups->kept; i++, kept &= kept - 1) {
-        int first = __builtin_ctz(kept) * groups->size;
-        for (int e = 0; e < groups->size; e += PART) parts->at[count++] = (uint16_t)(first + e);
-    }
+    int count = 0, size = groups->size;
+    if (size == PART) /* one part a group */
+        for (; count < groups->kept; kept &= kept - 1)
+            parts->at[count++] = (uint16_t)(__builtin_ctz(kept) * PART);
+    for (; kept; kept &= kept - 1)
+        for (int i = 0, first = __builtin_ctz(kept) * size; i < size; i += PART)
+            parts->at[count++] = (uint16_t)(first + i);
     parts->count = count;
 }
 
-INLINE __m512i lane_maxima(const struct reading how, const struct route_job *job,
-                           const float *score, const struct parts *parts) {
-    __m512i most = _mm512_set1_epi32(INT32_MIN);
+/* The highest of each of 32 lanes: the first and the second vectors of the parts. */
+INLINE struct lanes lane_maxima(const struct reading how, const struct route_job *job,
+                                const float *score, const struct parts *parts) {
+    const __m512i none = _mm512_set1_epi32(INT32_MIN);
+    struct lanes most = {none, none};
     for (int p = 0; p < parts->count; p++) {
         int e = parts->at[p];
         __m512i a = choice_at(how, score + e, bias_at(how, job->bias, e));
         __m512i b = choice_at(how, score + e + 16, bias_at(how, job->bias, e + 16));
-        most = _mm512_max_epi32(most, _mm512_max_epi32(a, b));
+        most.a = _mm512_max_epi32(most.a, a);
+        most.b = _mm512_max_epi32(most.b, b);
     }
     return most;
 }
@@ -238,13 +247,18 @@ struct candidates {
     uint16_t expert[N * 16 + MOST_EXPERTS];
 };
 
+/* 0, 1, 2, ... */
+#define FOUR(n)    n, n + 1, n + 2, n + 3
+#define SIXTEEN(n) FOUR(n), FOUR(n + 4), FOUR(n + 8), FOUR(n + 12)
+#define MANY(n)    SIXTEEN(n), SIXTEEN(n + 16), SIXTEEN(n + 32), SIXTEEN(n + 48)
+static const uint16_t numbers[MOST_EXPERTS] = {
+    MANY(0),   MANY(64),  MANY(128), MANY(192), MANY(256), MANY(320), MANY(384), MANY(448),
+    MANY(512), MANY(576), MANY(640), MANY(704), MANY(768), MANY(832), MANY(896), MANY(960)};
+
 /* Returns how many reach `least`; all are written. */
 INLINE int collect(const struct reading how, const struct route_job *job, const float *score,
                    const struct parts *parts, int32_t least, int32_t *value, uint16_t *expert) {
     const __m512i bound = _mm512_set1_epi32(least);
-    const __m512i iota =
-        _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13,
-                         12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     int count = 0;
     for (int p = 0; p < parts->count; p++) {
         int e = parts->at[p];
@@ -253,7 +267,7 @@ INLINE int collect(const struct reading how, const struct route_job *job, const 
         __mmask16 in_a = _mm512_cmpge_epi32_mask(a, bound);
         __mmask16 in_b = _mm512_cmpge_epi32_mask(b, bound);
         __mmask32 in = _mm512_kunpackw(in_b, in_a);
-        __m512i index = _mm512_add_epi16(iota, _mm512_set1_epi16((short)e));
+        __m512i index = _mm512_loadu_si512(numbers + e);
         int next = count + __builtin_popcount(in_a);
         _mm512_storeu_si512(value + count, _mm512_maskz_compress_epi32(in_a, a));
         _mm512_storeu_si512(value + next, _mm512_maskz_compress_epi32(in_b, b));
@@ -341,12 +355,34 @@ INLINE bool place(const struct route_job *job, const int32_t *value, const uint1
 
 /* ---- a block */
 
-INLINE __m512i thresholds(__m512i r[16], int wanted) {
-    int32_t sorted[16][16];
+INLINE void sort_lanes(__m512i r[16], __m512i sorted[16]) {
     transpose(r);
     NETWORK(EXCHANGE)
-    for (int i = 0; i < 16; i++) _mm512_storeu_si512(sorted[i], r[i]);
-    return _mm512_loadu_si512(sorted[wanted - 1]);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(&sorted[i], r[i]);
+}
+
+/* Lane t <- a value that `wanted` of token t's experts reach: the wanted-th highest of 16 lane
+ * maxima, or of 32 where 16 would let too many pass. */
+INLINE __m512i thresholds(const __m512i a[N], const __m512i b[N], int wanted) {
+    enum { FEW = 10 };
+    __m512i r[16], high[16], low[16], least;
+#define BOTH(t) r[t] = _mm512_max_epi32(a[t], b[t]);
+#define ONE(t)  r[t] = a[t];
+#define TWO(t)  r[t] = b[t];
+    if (wanted <= FEW) {
+        ALL16(BOTH)
+        sort_lanes(r, high);
+        return high[wanted - 1];
+    }
+    ALL16(ONE)
+    sort_lanes(r, high);
+    ALL16(TWO)
+    sort_lanes(r, low);
+    /* the i highest of one and the wanted - i highest of the other all reach the lesser last */
+    least = _mm512_max_epi32(high[wanted - 1], low[wanted - 1]);
+    for (int i = 1; i < wanted; i++)
+        least = _mm512_max_epi32(least, _mm512_min_epi32(high[i - 1], low[wanted - i - 1]));
+    return least;
 }
 
 INLINE unsigned choose(const struct reading how, const struct route_job *job) {
@@ -354,7 +390,7 @@ INLINE unsigned choose(const struct reading how, const struct route_job *job) {
     struct parts parts[N];
     int32_t kept[N], least[N];
     uint64_t order[N];
-    __m512i maxima[N];
+    __m512i maxima_a[N], maxima_b[N];
     int wanted = job->topk < job->experts ? job->topk + 1 : job->topk;
     unsigned bad = 0;
     if (how.grouped)
@@ -364,9 +400,11 @@ INLINE unsigned choose(const struct reading how, const struct route_job *job) {
     for (int t = 0; t < N; t++) {
         const float *score = job->score + (t < job->tokens ? t : job->tokens - 1) * job->experts;
         if (how.grouped) kept_parts(job->groups, (unsigned)kept[t], &parts[t]);
-        maxima[t] = lane_maxima(how, job, score, &parts[how.grouped ? t : 0]);
+        struct lanes most = lane_maxima(how, job, score, &parts[how.grouped ? t : 0]);
+        maxima_a[t] = most.a;
+        maxima_b[t] = most.b;
     }
-    __m512i bound = thresholds(maxima, wanted);
+    __m512i bound = thresholds(maxima_a, maxima_b, wanted);
     if (!how.ordered) bad |= _mm512_cmple_epi32_mask(bound, _mm512_setzero_si512());
     _mm512_storeu_si512(least, bound);
     for (int t = 0; t < job->tokens; t++) {
