@@ -24,6 +24,20 @@
         run(k, __VA_ARGS__);                                                                       \
     }
 
+/* Eight at a time: pairs of bytes are added before their sum could overflow. */
+int64_t sums_bytes(const uint8_t *x, int64_t n) {
+    const uint64_t low = UINT64_C(0x00ff00ff00ff00ff);
+    int64_t sum = 0, i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, x + i, sizeof eight);
+        uint64_t four = (eight & low) + (eight >> 8 & low);
+        sum += (int64_t)(four * UINT64_C(0x0001000100010001) >> 48);
+    }
+    for (; i < n; i++) sum += x[i];
+    return sum;
+}
+
 INLINE void received_k(const int k, const struct sums *s, const float *weight, double *received) {
     const int32_t *expert = s->expert;
     for (int64_t t = 0; t < s->n; t++, expert += k, weight += k)

@@ -15,6 +15,9 @@ struct sums {
     const int32_t *expert; /* [n,k] */
 };
 
+/* Sum of n bytes. */
+int64_t sums_bytes(const uint8_t *x, int64_t n);
+
 /* received[E] += weight[n,k] at its expert. */
 void sums_received(const struct sums *s, const float *weight, double *received);
 

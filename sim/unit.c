@@ -280,8 +280,8 @@ static void add_full_loads(struct unit *unit, const struct unit_context *c,
     unit->most = sums->k;
     for (int64_t i = 0; i < c->n * sums->k; i++) unit->count[unit->expert[i]]++;
     sums_received(sums, unit->weight, unit->received);
-    for (int64_t t = 0; t < c->n; t++) unit->ties += unit->tie[t];
-    for (int64_t t = 0; t < c->n; t++) unit->escapes += unit->escape[t];
+    unit->ties += sums_bytes(unit->tie, c->n);
+    unit->escapes += sums_bytes(unit->escape, c->n);
 }
 
 static void add_ranks(struct unit *unit, int64_t n) {
@@ -398,14 +398,15 @@ void unit_hold(struct unit *unit, const float *scores, int64_t n) {
 /* add_mass where nobody left a slot empty; the last full batch is a range of the chunk. */
 static void add_full_mass(struct unit *unit, const struct unit_context *c,
                           const struct sums *sums) {
-    double *share = unit->held;
-    if (unit->top) sums_mass(sums, c->scores, share);
+    double *share = unit->held, mass = unit->mass;
+    const double *most = unit->top ? unit->top->held : NULL;
+    if (most) sums_mass(sums, c->scores, share);
     for (int64_t t = 0; t < c->n; t++) {
-        double most = unit->top ? unit->top->held[t] : 0;
-        double kept = most != 0 ? share[t] / most : 1;
-        if (!unit->holds) share[t] = kept;
-        unit->mass += kept;
+        double kept = most && most[t] != 0 ? share[t] / most[t] : 1;
+        if (most) share[t] = kept;
+        mass += kept;
     }
+    unit->mass = mass;
     for (int i = 0; i < unit->batch_sets; i++) {
         struct batches *b = unit->batches[i];
         int64_t first = batches_last_first(b) - unit->tokens, last = first + b->batch_tokens;
