@@ -10,7 +10,8 @@
  * an expert under C. A move i -> j costs min over tokens of i that lack j of v_ti - v_tj; with the
  * prices as Johnson potentials all reduced costs are >= 0 and Dijkstra's dense form finds the chain
  * in E^2 steps. The prices only save chains: without them 4096 tokens of 256 experts, k = 8, took
- * 10.5 s, with them 0.6 s (Zen 4). The result is exact up to the rounding of f64 sums. */
+ * ten times as long as with them: 0.4 s (Zen 4). The result is exact up to the rounding of f64
+ * sums. */
 #ifndef ROUTER_ASSIGN_H
 #define ROUTER_ASSIGN_H
 

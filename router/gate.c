@@ -736,9 +736,10 @@ bool gate_check_native(const struct gate *gate, int experts, bool have_bias, str
                                                      : NULL;
     if (gate_needs_batch(gate))
         return err_set(err, ERR_UNSUPPORTED,
-                       "gate: found %s, expected a gate that routes token by token (this one "
+                       "gate: found %s%s, expected a gate that routes token by token (this one "
                        "decides over a whole balance batch: a replay can run it)",
-                       gate->assign == ASSIGN_TOKEN ? "a capacity" : assign_names[gate->assign]);
+                       gate->assign == ASSIGN_TOKEN ? "a capacity" : "assign=",
+                       gate->assign == ASSIGN_TOKEN ? "" : assign_names[gate->assign]);
     if (found)
         return err_set(err, ERR_UNSUPPORTED,
                        "gate: found %s, which acts in a replay only: expected a gate that follows "
