@@ -31,7 +31,7 @@ struct throughput_request {
     const char *cluster, *choice, *config, *out;
     double hidden, inter, capacity;
     int64_t window, groups, batches, batch_tokens, seed, threads;
-    bool overlap, moe_only, force;
+    bool overlap, pad, moe_only, force;
     struct output_choice output;
 };
 

@@ -188,6 +188,7 @@ static bool load_layer(struct running *r, const struct routed *routed, int varia
     l->layer = layer;
     l->experts = at->experts;
     l->topk = routed_topk(routed, variant, layer);
+    l->gate = routed->scores ? &variant_at(&routed->set, variant, layer)->gate : NULL;
     l->groups = l->options->groups ? l->options->groups : at->has_gate ? at->gate.groups : 1;
     if (!routed_choices(routed, variant, layer, l->expert, err)) return false;
     if (!check_choices(l, trace_path(routed->trace), routed->tokens, err)) return false;

@@ -53,11 +53,12 @@ struct throughput_options {
     const struct cluster *cluster;
     const struct model_shape *shape;
     enum replica_choice choice;
-    int64_t window;       /* LEARN_PREVIOUS: batches looked back on */
-    int groups;           /* of experts, for hierarchical placement; 0: the native gate's */
-    double capacity;      /* train: an expert takes at most capacity * T*k/E tokens; 0: all */
-    bool overlap;         /* communication behind computation: the longer of both counts */
-    bool moe_only;        /* leave out the rest of the step */
+    int64_t window;  /* LEARN_PREVIOUS: batches looked back on */
+    int groups;      /* of experts, for hierarchical placement; 0: the native gate's */
+    double capacity; /* train: an expert takes at most capacity * T*k/E tokens; 0: all */
+    bool pad;        /* train: experts with a capacity (that, or the gate's) compute all of it */
+    bool overlap;    /* communication behind computation: the longer of both counts */
+    bool moe_only;   /* leave out the rest of the step */
     int64_t most_batches; /* per cell */
     uint64_t seed;
     int threads; /* 0: one per CPU */

@@ -41,6 +41,7 @@ struct work {
     int64_t *slowest; /* [R] batches in which a rank was the straggler */
     uint16_t *made;   /* [G,k] choices that no trace made, or NULL */
     int32_t *sorted;  /* [E] */
+    int32_t *padded; /* [S] tokens that slots compute, where experts are padded to their capacity */
 };
 
 /* Everything of a batch that a load without a trace decides, the same for all batches. */
@@ -53,6 +54,28 @@ static bool make_choices(struct work *w, struct arena *arena, struct err *err) {
     if (!w->made) return err_memory(err, "choices");
     uint64_t seed = w->l->options->seed * UINT64_C(0x9e3779b97f4a7c15) + (uint64_t)w->l->layer;
     return choices_make(load, &group, seed, w->made, arena, err);
+}
+
+/* Tokens of a batch that an expert has room for: by --capacity, else by the gate's own; 0: no
+ * capacity. */
+static int64_t places_of(const struct work *w) {
+    const struct gate *gate = w->l->gate;
+    if (w->serving->phase != PHASE_TRAIN) return 0;
+    if (w->exchange.capacity > 0) return w->exchange.capacity;
+    return gate && gate->capacity > 0 ? gate_capacity(gate, w->l->experts, w->serving->group) : 0;
+}
+
+/* What each slot computes: its tokens, or all places of its expert, replicas sharing them
+ * (Megatron-LM, moe_pad_expert_input_to_capacity). */
+static const int32_t *computed(struct work *w) {
+    const struct placement *p = &w->placement;
+    if (!w->padded) return w->exchange.slot_tokens;
+    for (int s = 0; s < w->shape.slots; s++) {
+        int e = p->expert_of[s];
+        int64_t copies = p->replica_first[e + 1] - p->replica_first[e];
+        w->padded[s] = (int32_t)((places_of(w) + copies - 1) / copies);
+    }
+    return w->padded;
 }
 
 static bool work_init(struct work *w, struct arena *arena, struct err *err) {
@@ -74,6 +97,9 @@ static bool work_init(struct work *w, struct arena *arena, struct err *err) {
     if (w->serving->phase == PHASE_TRAIN && o->capacity > 0)
         w->exchange.capacity = (int64_t)ceil(share * o->capacity);
     if (!exchange_init(&w->exchange, &w->shape, arena, err)) return false;
+    if (places_of(w) > 0 && o->pad)
+        w->padded = arena_alloc(arena, (size_t)w->shape.slots, sizeof *w->padded);
+    if (!w->padded && places_of(w) > 0 && o->pad) return err_memory(err, "capacity");
     size_t ranks = (size_t)w->shape.ranks;
     if (w->cell->traffic) {
         w->exchange.matrix = arena_alloc(arena, ranks * ranks, sizeof *w->exchange.matrix);
@@ -144,9 +170,10 @@ static void measure(struct work *w, struct throughput_layer *row) {
     struct layer_shape shape = layer_shape_of(o, w->l->topk, places);
     double group = (double)w->serving->group, slowest = -1, active = 0, most = 0, busiest = 0;
     double sum = 0;
+    const int32_t *tokens = computed(w);
     for (int r = 0; r < ranks; r++) {
         struct rank_load load;
-        rank_load_count(&load, w->exchange.slot_tokens + r * places, places);
+        rank_load_count(&load, tokens + r * places, places);
         double ms = layer_time_ms(c, &shape, &load, group);
         if (ms > slowest) slowest = ms, straggler = r;
         sum += load.assignments;

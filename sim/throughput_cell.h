@@ -12,9 +12,10 @@ struct loaded {
     const struct throughput_options *options;
     int layer; /* router index */
     int experts, topk, groups;
-    uint16_t *expert; /* [T,k] */
-    double *whole;    /* [E] tokens */
-    double *domain;   /* [domains,E] tokens, or NULL: no cell learns from one */
+    const struct gate *gate; /* of the variant; NULL: of a trace of ids */
+    uint16_t *expert;        /* [T,k] */
+    double *whole;           /* [E] tokens */
+    double *domain;          /* [domains,E] tokens, or NULL: no cell learns from one */
 };
 
 /* Slots and ranks of a cell at the loaded layer. */

@@ -154,7 +154,7 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
     int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
-    if (unit->hidden) out.weight = NULL; /* nobody adds them up */
+    if (unit->hidden && !unit->batch) out.weight = NULL; /* nobody adds them up */
     logits += at;
     if (scores) scores += at;
     if (gate_hashes(&unit->gate))

@@ -645,6 +645,52 @@ static void the_command_shows_and_refuses(void **state) {
     world_free(&w);
 }
 
+/* Share of choices dropped by a gate in the step of the first cell, and its time. */
+static double throughput(const char *path, const char *arguments, const char *column) {
+    struct str line = {0};
+    char *out = NULL, *errors = NULL, *save = NULL;
+    double value = NAN;
+    str_printf(&line,
+               "%s throughput %s %s --hidden 1024 --inter 512 --ranks 4 --placement contiguous "
+               "--tokens 64 --moe-only --out %s.out.db --force",
+               test_program(), path, arguments, path);
+    int status = test_run(str_text(&line), &out, &errors);
+    if (status != 0) fail_msg("%s: %s", arguments, errors);
+    free(out);
+    free(errors);
+    str_clear(&line);
+    str_printf(&line, "%s sql %s.out.db \"SELECT %s FROM throughput WHERE layer IS NULL\" --csv",
+               test_program(), path, column);
+    assert_int_equal(test_run(str_text(&line), &out, &errors), 0);
+    strtok_r(out, "\n", &save);
+    value = strtod(strtok_r(NULL, "\n", &save), NULL);
+    free(out);
+    free(errors);
+    str_free(&line);
+    return value;
+}
+
+static void throughput_takes_the_drops_and_the_padding(void **state) {
+    struct world w;
+    char path[600];
+    (void)state;
+    world_init(&w);
+    snprintf(path, sizeof path, "%s/run.db", test_folder("batch"));
+    write_random_trace(path, &w.source, TRACE_SCORES);
+    static const char plain[] = "--gate native --phase train";
+    static const char limited[] = "--gate native,capacity=1 --phase train";
+    static const char padded[] = "--gate native,capacity=1 --phase train --pad";
+    assert_true(throughput(path, plain, "dropped") == 0);
+    double dropped = throughput(path, limited, "dropped");
+    assert_true(dropped > 0.05 && dropped < 0.6);
+    /* 4 ranks with the same places: no straggler is left */
+    assert_true(throughput(path, limited, "rank_max") > throughput(path, limited, "rank_mean"));
+    test_near(throughput(path, padded, "rank_max"), throughput(path, padded, "rank_mean"), 1e-12);
+    test_near(throughput(path, padded, "rank_max"), 64 * 4, 1e-12);
+    test_near(throughput(path, padded, "dropped"), dropped, 1e-12);
+    world_free(&w);
+}
+
 int test_batch(void);
 int test_batch(void) {
     const struct CMUnitTest tests[] = {
@@ -663,6 +709,7 @@ int test_batch(void) {
         cmocka_unit_test(a_replay_of_one_batch_is_the_router),
         cmocka_unit_test(a_bias_rule_sees_what_was_kept),
         cmocka_unit_test(the_command_shows_and_refuses),
+        cmocka_unit_test(throughput_takes_the_drops_and_the_padding),
     };
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);
 }
