@@ -340,7 +340,7 @@ static void the_previous_window_teaches_unmeasured_then_moves_cost(void **state)
     run_points(&stale, path, LEARN_PREVIOUS, 2);
     assert_true(stale.cells[1].step.move_ms > 0);
     assert_true(whole.cells[1].step.move_ms == 0);
-    assert_true(stale.cells[0].step.move_ms == 0);                        /* contiguous stays */
+    assert_true(stale.cells[0].step.move_ms == 0); /* contiguous stays */
     /* the window, or half of the batches, only teaches */
     int64_t all = whole.cells[1].batches, half = all / 2;
     assert_int_equal(stale.cells[1].batches, all - (half < 2 ? half : 2));
@@ -551,6 +551,39 @@ static void lists_make_cells_and_the_report_says_what_they_are_worth(void **stat
     free(page);
 }
 
+static void every_time_has_its_error_and_extrapolations_are_marked(void **state) {
+    (void)state;
+    static const struct {
+        const char *options;
+        double decode_pct, prefill_pct, extrapolated; /* of 4 cells */
+    } cases[] = {{"--cluster h100 --hidden 4096 --inter 2048", 2.9, 6.6, 0},
+                 {"--cluster h100 --hidden 256 --inter 2048", 2.9, 6.6, 4}, /* narrower than any */
+                 {"--cluster h200 --hidden 4096 --inter 2048", 3.8, 7.2, 0},
+                 {"--cluster mi300x --hidden 4096 --inter 2048", 20, 34, 4}}; /* data sheet */
+    const char *path = world_trace("throughput", TRACE_SCORES);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char line[1600], *out, *errors;
+        struct err err = {0};
+        snprintf(line, sizeof line, "%s %s --ranks 4 --tokens 256 --concurrency 8", path,
+                 cases[i].options);
+        if (command(line, &out, &errors) != 0) fail_msg("%s", errors);
+        assert_true((strstr(errors, "are extrapolated") != NULL) == (cases[i].extrapolated > 0));
+        struct trace *trace = trace_open(path, &err);
+        test_near(
+            first_number(trace, "SELECT sum(extrapolated) FROM throughput WHERE layer IS NULL"),
+            cases[i].extrapolated, 0);
+        test_near(
+            first_number(trace, "SELECT max(error_pct) FROM throughput WHERE phase = 'decode'"),
+            cases[i].decode_pct, 1e-9);
+        test_near(
+            first_number(trace, "SELECT min(error_pct) FROM throughput WHERE phase = 'prefill'"),
+            cases[i].prefill_pct, 1e-9); /* 1024 tokens */
+        trace_free(trace);
+        free(out);
+        free(errors);
+    }
+}
+
 static void a_result_of_the_same_trace_is_added_to(void **state) {
     (void)state;
     char line[2600], *out, *errors;
@@ -640,6 +673,7 @@ int test_throughput(void) {
         cmocka_unit_test(loads_are_compared_with_the_trace_and_traffic_is_conserved),
         cmocka_unit_test(command_fills_both_views),
         cmocka_unit_test(lists_make_cells_and_the_report_says_what_they_are_worth),
+        cmocka_unit_test(every_time_has_its_error_and_extrapolations_are_marked),
         cmocka_unit_test(a_result_of_the_same_trace_is_added_to),
         cmocka_unit_test(bad_requests_are_refused_and_change_nothing)};
     return cmocka_run_group_tests(tests, make_world, free_world);
