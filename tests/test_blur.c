@@ -369,6 +369,36 @@ static void hash_replays_ignore_the_scores_for_load(void **state) {
     free(m.logits);
 }
 
+/* Whole balance batches of noisy, rounded or hashed choices: still token by key, whatever the
+ * chunks. */
+static void rare_gates_under_a_capacity_do_not_see_chunks(void **state) {
+    static const char *const gates[] = {"native,noise=0.5,capacity=1.1",
+                                        "native,noise=1,capacity=1.1",
+                                        "native,fn=hash:1,capacity=1.05",
+                                        "native,fn=balanced-hash,capacity=1.05",
+                                        "native,sigmoid,dtype=bf16,capacity=1.1",
+                                        "native,sigmoid,norm=none,dtype=bf16,assign=expert",
+                                        "native,noise=0.5"};
+    struct model m;
+    struct kept kept, again;
+    struct replay_options options = {.threads = 1}, other = {.threads = 2, .chunk_tokens = 13};
+    const int64_t batch[] = {500};
+    const struct variant_lists lists = {
+        .gates = {gates, 7}, .batch_tokens = batch, .batch_count = 1, .seed = 4};
+    (void)state;
+    model_init(&m);
+    kept_run(&kept, &lists, &m.source, &options);
+    kept_run(&again, &lists, &m.source, &other);
+    for (int i = 0; i < 7; i++) assert_true(kept.row[i].digest == again.row[i].digest);
+    assert_true(kept.row[0].m.agreement < .95);
+    assert_true(kept.row[1].m.agreement < kept.row[0].m.agreement);
+    assert_true(kept.row[0].m.agreement < kept.row[6].m.agreement); /* what is dropped agrees not */
+    assert_true(kept.row[2].m.agreement < .4 && kept.row[3].m.agreement < .4);
+    kept_free(&again);
+    kept_free(&kept);
+    free(m.logits);
+}
+
 static void hash_layers_need_token_ids(void **state) {
     static const char *const gates[] = {"native,fn=hash:1"};
     struct model m;
@@ -410,6 +440,7 @@ int test_blur(void) {
         cmocka_unit_test(a_hash_layer_draws_distinct_experts_by_id_alone),
         cmocka_unit_test(balanced_hash_gives_frequent_ids_to_the_least_loaded),
         cmocka_unit_test(hash_replays_ignore_the_scores_for_load),
+        cmocka_unit_test(rare_gates_under_a_capacity_do_not_see_chunks),
         cmocka_unit_test(hash_layers_need_token_ids),
     };
     return cmocka_run_group_tests_name("blur", tests, NULL, NULL);
