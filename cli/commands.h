@@ -16,6 +16,7 @@
     X(show)                                                                                        \
     X(sql)                                                                                         \
     X(check)                                                                                       \
+    X(upgrade)                                                                                     \
     X(merge)                                                                                       \
     X(export)                                                                                      \
     X(tokenize)                                                                                    \

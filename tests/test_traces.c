@@ -393,7 +393,7 @@ static void foreign_newer_and_damaged_files_are_refused(void **state) {
         const char *sql, *expected;
     } cases[] = {
         {"PRAGMA application_id = 5", "application_id: found 5"},
-        {"PRAGMA user_version = 2", "user_version: found 2, expected 1"},
+        {"PRAGMA user_version = 3", "user_version: found 3, expected 2"},
         {"DROP VIEW expert_load", "view expert_load: found another definition"},
         {"DROP VIEW token_text; CREATE TABLE token_text(x)", "view token_text"},
         {"DELETE FROM capture", "capture: found no row"},

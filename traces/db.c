@@ -12,7 +12,7 @@
 #include "base/str.h"
 #include "embed.h"
 
-enum { APPLICATION_ID = 1398033497, USER_VERSION = 1 };
+enum { APPLICATION_ID = 1398033497 };
 
 /* What a result code of SQLite means to a user. */
 static const struct {
@@ -225,7 +225,7 @@ static bool compare_schema(struct db *db, struct db *model, struct err *err) {
             ok = err_set(err, ERR_FORMAT,
                          "%s: %s %s: found another definition, expected that of "
                          "version %d of the trace schema",
-                         db->path, db_text(want, 0), db_text(want, 1), USER_VERSION);
+                         db->path, db_text(want, 0), db_text(want, 1), TRACE_USER_VERSION);
         sqlite3_reset(have);
     }
     sqlite3_finalize(have);
@@ -233,20 +233,31 @@ static bool compare_schema(struct db *db, struct db *model, struct err *err) {
     return ok;
 }
 
-bool db_check_schema(struct db *db, struct err *err) {
-    int64_t id, version;
+bool db_check_version(struct db *db, int64_t *version, struct err *err) {
+    int64_t id;
     if (!db_int(db, "PRAGMA application_id", &id, err) ||
-        !db_int(db, "PRAGMA user_version", &version, err))
+        !db_int(db, "PRAGMA user_version", version, err))
         return false;
     if (id != APPLICATION_ID)
         return err_set(
             err, ERR_FORMAT,
             "%s: application_id: found %lld, expected %d (a database, but no Steelyard trace)",
             db->path, (long long)id, APPLICATION_ID);
-    if (version != USER_VERSION)
+    if (*version < 1 || *version > TRACE_USER_VERSION)
         return err_set(err, ERR_UNSUPPORTED, "%s: user_version: found %lld, expected %d (%s)",
-                       db->path, (long long)version, USER_VERSION,
-                       version > USER_VERSION ? "made by a newer steelyard" : "damaged");
+                       db->path, (long long)*version, TRACE_USER_VERSION,
+                       *version > TRACE_USER_VERSION ? "made by a newer steelyard" : "damaged");
+    return true;
+}
+
+bool db_check_schema(struct db *db, struct err *err) {
+    int64_t version;
+    if (!db_check_version(db, &version, err)) return false;
+    if (version != TRACE_USER_VERSION)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: user_version: found %lld, expected %d (made by an earlier steelyard: "
+                       "`steelyard upgrade` brings it up to date)",
+                       db->path, (long long)version, TRACE_USER_VERSION);
     struct db model;
     if (!db_open_memory(&model, err)) return false;
     bool ok = db_exec(&model, embed_traces_schema_sql, err) && compare_schema(db, &model, err);

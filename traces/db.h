@@ -29,8 +29,12 @@ bool db_open_temporary(struct db *db, const char *path, const char *name, struct
 bool db_open_memory(struct db *db, struct err *err);
 void db_close(struct db *db);
 
-/* Refuses what is no Steelyard database of a version that this program knows: application_id,
- * user_version, and every table and view word for word as schema.sql has it. */
+/* Of schema.sql; upgrade.c knows the earlier ones. */
+enum { TRACE_USER_VERSION = 2 };
+
+/* Refuses what is no Steelyard database, or one of a later version. */
+bool db_check_version(struct db *db, int64_t *version, struct err *err);
+/* Also an earlier version, and what is not word for word as schema.sql has it. */
 bool db_check_schema(struct db *db, struct err *err);
 
 bool db_exec(struct db *db, const char *sql, struct err *err);
