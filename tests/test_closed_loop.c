@@ -207,6 +207,30 @@ static void a_closed_loop_replays_to_its_own_choices(void **state) {
     }
 }
 
+/* The static gate does not explain these choices; what the file says of the loop does. */
+static void a_closed_loop_whose_bias_moved_can_be_exported_and_imported(void **state) {
+    (void)state;
+    static const char *const options[] = {
+        "--bias-rule sign --bias-rate 0.25 --batch-tokens 100 --bias-start captured",
+        "--gate native,softmax --bias-rule proportional --bias-rate 0.25 --batch-tokens 64",
+        "--gate native,softmax"};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        char command[900];
+        runs("capture " MODEL " --ids %s --out %s --force %s", at("ids.txt"), at("run.db"),
+             options[i]);
+        runs("export %s --to safetensors --out %s --force", at("run.db"), at("a.safetensors"));
+        runs("import %s --out %s --force", at("a.safetensors"), at("again.db"));
+        runs("export %s --to safetensors --out %s --force", at("again.db"), at("b.safetensors"));
+        snprintf(command, sizeof command, "cmp %s %s", at("a.safetensors"), at("b.safetensors"));
+        assert_int_equal(test_run(command, NULL, NULL), 0);
+        if (i == 2) continue; /* nothing moved */
+        snprintf(command, sizeof command, "sed -i 's/rate=0.25 /rate=0.26 /' %s",
+                 at("a.safetensors"));
+        assert_int_equal(test_run(command, NULL, NULL), 0);
+        refuses(1, "expected", "import %s --out %s --force", at("a.safetensors"), at("again.db"));
+    }
+}
+
 static void the_gate_that_ran_and_its_bias_are_recorded(void **state) {
     (void)state;
     struct err err = {0};
@@ -391,6 +415,7 @@ int test_closed_loop(void) {
         cmocka_unit_test(a_damaged_clause_is_refused),
         cmocka_unit_test_setup(the_native_gate_as_a_closed_loop_changes_nothing, begin),
         cmocka_unit_test_setup(a_closed_loop_replays_to_its_own_choices, begin),
+        cmocka_unit_test_setup(a_closed_loop_whose_bias_moved_can_be_exported_and_imported, begin),
         cmocka_unit_test_setup(the_gate_that_ran_and_its_bias_are_recorded, begin),
         cmocka_unit_test_setup(the_first_layer_is_the_same_in_open_and_closed_loop, begin),
         cmocka_unit_test_setup(a_moving_bias_knows_neither_threads_nor_passes, begin),

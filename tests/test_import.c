@@ -458,6 +458,24 @@ static void sglang_records_and_counts_read_back(void **state) {
     trace_free(trace);
 }
 
+static void sglang_passes_are_summed_over_ranks_and_replicas(void **state) {
+    (void)state;
+    static const char *const files[] = {FOREIGN "sglang_per_pass_0.pt",
+                                        FOREIGN "sglang_per_pass_1.pt"};
+    struct import_job job = {.files = files, .file_count = 2, .gate = "softmax,topk=2"};
+    struct trace *trace = imported("auto", "torch", job);
+    assert_int_equal(trace_documents(trace), 2);
+    assert_int_equal(trace_layers(trace), 1);
+    for (int p = 0; p < 2; p++) {
+        struct err err = {0};
+        int64_t counts[FE];
+        test_ok(trace_read_counts(trace, 0, p, counts, &err), &err);
+        for (int e = 0; e < FE; e++)
+            assert_int_equal(counts[e], 2 + (e + p) % 3 + (e + p + 1) % 3 + (e == 2 ? 10 : 0));
+    }
+    trace_free(trace);
+}
+
 static void logits_of_torch_and_numpy_read_back(void **state) {
     (void)state;
     static const char *const files[][2] = {{FOREIGN "logits_f32.pt", "torch"},
@@ -568,6 +586,32 @@ static void esft_lines_are_sequences(void **state) {
     }
 }
 
+/* expert_configs: experts of each layer until their token scores reach 0.2. */
+static void check_expert_config(struct trace *trace, const char *path) {
+    struct err err = {0};
+    struct json *published = json_read(path, 1 << 20, &err);
+    test_ok(published, &err);
+    const struct query_value share = QUERY_R(0.2);
+    struct table *table = trace_query(trace, "experts_for_share", &share, 1, &err);
+    test_ok(table, &err);
+    const struct json *layers = json_member(published, "experts"), *next = NULL;
+    int64_t row = 0, expected = 0;
+    for (int number = 1; number <= 26; number++) {
+        char key[16];
+        snprintf(key, sizeof key, "%d", number);
+        for (next = json_first(json_member(layers, key)); next; next = json_next(next), row++) {
+            assert_true(row < table_rows(table));
+            assert_int_equal((int)table_number(table, row, 0), number);
+            assert_int_equal((int)table_number(table, row, 1), (int)json_number(next));
+        }
+        expected += json_count(json_member(layers, key));
+    }
+    assert_true(expected > 0);
+    assert_int_equal(table_rows(table), expected);
+    table_free(table);
+    json_free(published);
+}
+
 /* Published: token_scores = count / 6T, gate_scores = sum of weights / T, to four decimals. */
 static void esft_reproduces_the_published_summary(void **state) {
     (void)state;
@@ -608,6 +652,8 @@ static void esft_reproduces_the_published_summary(void **state) {
         }
         table_free(table);
         json_free(published);
+        snprintf(summary, sizeof summary, "%s/expert_configs/%s.json", folder, domains[d]);
+        check_expert_config(trace, summary);
         trace_free(trace);
     }
 }
@@ -744,6 +790,7 @@ int test_import(void) {
         cmocka_unit_test_setup(vllm_responses_old_and_new_read_the_same, begin),
         cmocka_unit_test_setup(megatron_logits_can_be_replayed, begin),
         cmocka_unit_test_setup(sglang_records_and_counts_read_back, begin),
+        cmocka_unit_test_setup(sglang_passes_are_summed_over_ranks_and_replicas, begin),
         cmocka_unit_test_setup(logits_of_torch_and_numpy_read_back, begin),
         cmocka_unit_test_setup(npz_of_numpy_reads_ids_and_tokens, begin),
         cmocka_unit_test_setup(damaged_foreign_files_never_crash, begin),

@@ -213,7 +213,8 @@ static void the_named_questions_are_answered(void **state) {
          "= 1)",
          -1},
         {"weight_by_rank", 0, "SELECT sum(weight) / 133 FROM router_score WHERE chosen = 1", 2},
-        {"expert_persistence", 0, "SELECT 2", -1}};
+        {"expert_persistence", 0, "SELECT 2", -1},
+        {"experts_for_share", 1, "SELECT 2 * 8 * 133", 2}};
     struct trace *trace = open_db();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct err err = {0};

@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "traces/choices.h"
 #include "traces/importers.h"
+#include "traces/loop.h"
 
 enum { STEP_TOKENS = 8192 };
 
@@ -60,6 +61,15 @@ static bool note_documents(struct export *x, struct err *err) {
 
 static bool note_all(struct export *x, struct err *err) {
     const struct trace_capture *capture = trace_capture(x->trace);
+    struct trace_loop loop;
+    struct str clause = {0};
+    if (!trace_loop_read(capture->options, &loop, err)) return false;
+    trace_loop_print(&loop, &clause);
+    bool noted = !loop.closed || (clause.failed ? err_memory(err, "closed loop")
+                                                : safetensors_note(x->writer, "closed_loop",
+                                                                   str_text(&clause), err));
+    str_free(&clause);
+    if (!noted) return false;
     const char *const notes[][2] = {{"model", capture->model},
                                     {"family", capture->family},
                                     {"model_id", capture->model_id},

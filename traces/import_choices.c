@@ -15,6 +15,8 @@ void choice_check_free(struct choice_check *check) {
     free(check->weight);
     free(check->chosen);
     free(check->scratch);
+    free(check->memory);
+    free(check->stream_scratch);
 }
 
 bool choice_check_begin(struct choice_check *check, const struct trace_layer *layer,
@@ -28,6 +30,45 @@ bool choice_check_begin(struct choice_check *check, const struct trace_layer *la
     if (check->expert && check->weight && check->chosen && check->scratch) return true;
     choice_check_free(check);
     return err_memory(err, "choices");
+}
+
+bool choice_check_loop(struct choice_check *check, const struct trace_loop *loop, struct err *err) {
+    const struct trace_layer *layer = check->layer;
+    if (!loop->rule || !layer->bias) return true;
+    const struct route_stream_setup setup = {.gate = &layer->gate,
+                                             .experts = layer->experts,
+                                             .bias = layer->bias,
+                                             .rule = loop->rule,
+                                             .rate = loop->rate,
+                                             .batch_tokens = loop->batch_tokens};
+    size_t bytes = route_stream_bytes(&setup);
+    check->memory = bytes < SIZE_MAX - 64 ? calloc(bytes / 64 + 2, 64) : NULL;
+    if (!check->memory) return err_memory(err, "balance batches");
+    uintptr_t start = ((uintptr_t)check->memory + 63) & ~(uintptr_t)63;
+    route_stream_init(&check->stream, &setup, (void *)start);
+    size_t scratch = (route_stream_scratch_bytes(&check->stream) + 63) / 64 * 64;
+    check->stream_scratch = aligned_alloc(64, scratch);
+    check->moves = check->stream_scratch != NULL;
+    return check->moves || err_memory(err, "balance batches");
+}
+
+/* The gate's choices of at most n tokens into check->expert, check->weight; how many it routed, 0
+ * at a logit that is not finite. */
+static int64_t route_next(struct choice_check *check, int64_t n, const float *logits) {
+    const struct trace_layer *layer = check->layer;
+    struct routes routes = {.expert = check->expert, .weight = check->weight};
+    if (n > STEP_TOKENS) n = STEP_TOKENS;
+    if (!check->moves)
+        return route_tokens(&layer->gate, layer->experts, n, logits, layer->bias, &routes,
+                            check->scratch) < 0
+                   ? n
+                   : 0;
+    int64_t room = route_stream_room(&check->stream);
+    if (n > room) n = room;
+    if (route_stream_route(&check->stream, n, logits, &routes, check->stream_scratch) >= 0)
+        return 0;
+    route_stream_feed(&check->stream, n, logits, check->expert);
+    return n;
 }
 
 static bool same_set(struct choice_check *check, const int32_t *mine, const int32_t *theirs) {
@@ -110,12 +151,9 @@ bool choice_check_exact(struct choice_check *check, int64_t n, const float *logi
                         const int32_t *ids, const float *weights, struct err *err) {
     const struct trace_layer *layer = check->layer;
     int k = layer->topk;
-    for (int64_t t = 0; t < n; t += STEP_TOKENS) {
-        int64_t m = n - t < STEP_TOKENS ? n - t : STEP_TOKENS;
-        struct routes routes = {.expert = check->expert, .weight = check->weight};
-        if (route_tokens(&layer->gate, layer->experts, m, logits + t * layer->experts, layer->bias,
-                         &routes, check->scratch) >= 0)
-            return true; /* not finite: the writer refuses it with its place */
+    for (int64_t t = 0, m; t < n; t += m) {
+        m = route_next(check, n - t, logits + t * layer->experts);
+        if (!m) return true; /* not finite: the writer refuses it with its place */
         for (int64_t i = 0; i < m; i++) {
             const int32_t *mine = check->expert + i * k, *theirs = ids + (t + i) * k;
             if (!same_set(check, mine, theirs)) return refuse_ids(check, t + i, theirs, mine, err);

@@ -1,6 +1,7 @@
 /* import_logits.c - sources of router logits whose layers are arrays */
 #include "traces/import_logits.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/file.h"
@@ -11,7 +12,8 @@ enum { PIECE_TOKENS = 256 };
 
 struct state {
     struct logits_source from;
-    float *piece; /* [PIECE_TOKENS, E] of the widest layer */
+    float *piece;           /* [PIECE_TOKENS, E] of the widest layer */
+    int64_t wrong, checked; /* choices of a token that the gate does not make, of how many */
 };
 
 static int compare_layers(const void *a, const void *b) {
@@ -82,7 +84,10 @@ static bool check_choices(struct state *state, const struct trace_layer *layer, 
         state->from.read(from, t, n, state->piece);
         choice_check_add(&check, n, state->piece, from->chosen + t * from->topk);
     }
-    return choice_check_end(&check, err);
+    if (!choice_check_end(&check, err)) return false;
+    state->wrong += check.wrong;
+    state->checked += check.tokens;
+    return true;
 }
 
 static bool one_document(const struct import_job *job, int64_t tokens, struct import_source *source,
@@ -126,5 +131,13 @@ bool logits_finish(const struct logits_source *from, const struct import_job *jo
     source->routes = routes;
     source->setup.capture = import_capture(importer, model);
     source->setup.capture.lacks = "token ids; documents; nll";
+    if (!state->wrong) return true;
+    char *lacks = arena_alloc(&source->arena, 160, 1);
+    if (!lacks) return err_memory(err, "import");
+    snprintf(lacks, 160,
+             "token ids; documents; nll; %lld of %lld recorded choices (the gate makes others from "
+             "the logits: rounded ones tie)",
+             (long long)state->wrong, (long long)state->checked);
+    source->setup.capture.lacks = lacks;
     return true;
 }

@@ -4,6 +4,8 @@
  * layers.{i}.topk_ids [T,k] i32, layers.{i}.topk_weights [T,k] f32, layers.{i}.bias [E] f32;
  * metadata gate.{i}. With logits the gate comes from the metadata or from the user; where the file
  * also holds choices every token must agree with it, because a wrong gate would be silent garbage.
+ * Metadata closed_loop (loop.h) says that the bias moved from layers.{i}.bias on while tokens
+ * passed: then the choices must be those of that rule, over the tokens in order.
  * Data may lie at any address: the form does not ask writers to align them. */
 #include <limits.h>
 #include <math.h>
@@ -28,6 +30,8 @@ struct st_state {
     struct st_layer *layers;
     int layer_count;
     int64_t tokens;
+    const char *options;    /* of the capture: the clause of a closed loop, or "" */
+    struct trace_loop loop; /* what it says */
 };
 
 bool import_safetensors_recognise(const char *path) {
@@ -186,12 +190,13 @@ static bool find_bias(const struct st_state *state, struct trace_layer *layer, s
     return true;
 }
 
-static bool check_choices(const struct st_layer *part, const struct trace_layer *layer,
-                          int64_t tokens, struct err *err) {
+static bool check_choices(const struct st_state *state, const struct st_layer *part,
+                          const struct trace_layer *layer, struct err *err) {
     struct choice_check check;
     if (!part->ids || !part->logits) return true;
     if (!choice_check_begin(&check, layer, err)) return false;
-    bool ok = choice_check_exact(&check, tokens, part->logits->data, part->ids->data,
+    bool ok = choice_check_loop(&check, &state->loop, err) &&
+              choice_check_exact(&check, state->tokens, part->logits->data, part->ids->data,
                                  part->weights ? part->weights->data : NULL, err);
     choice_check_free(&check);
     return ok;
@@ -215,7 +220,7 @@ static bool open_layer(const struct import_job *job, struct st_state *state, int
     if (layer->has_gate &&
         !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err))
         return false;
-    return check_choices(part, layer, state->tokens, err);
+    return check_choices(state, part, layer, err);
 }
 
 /* ---- documents */
@@ -340,6 +345,9 @@ static const char *note(const struct st_state *state, const char *key) {
 static bool open_parts(const struct import_job *job, struct import_source *source,
                        struct st_state *state, struct err *err) {
     const struct safetensors_tensor *ids, *nll;
+    state->options = note(state, "closed_loop");
+    if (!trace_loop_read(state->options, &state->loop, err))
+        return err_context(err, "metadata closed_loop");
     if (!find_layers(source, state, err)) return false;
     if (state->tokens < 1) return err_set(err, ERR_DATA, "found 0 tokens, expected some");
     struct trace_layer *layers =
@@ -378,6 +386,7 @@ bool import_safetensors_open(const struct import_job *job, struct import_source 
     capture->family = note(state, "family");
     capture->model_id = note(state, "model_id");
     capture->compute = note(state, "compute");
+    capture->options = state->options;
     if (!source->ids) capture->lacks = "token ids";
     return true;
 }

@@ -1,11 +1,13 @@
 /* import_torch.c - files of torch.save: SGLang's expert distribution recorder, router logits,
  * counters
  *
- * SGLang per_pass / per_token: {"records": [{"topk_ids_of_layer": i32 [layers, tokens, 8] (-1 =
- * padding), "input_ids": [...], ...}]}: chosen ids. SGLang stat: {"logical_count": [steps, layers,
- * E]}: counts. Anything else whose tensors are reals: router logits, [tokens, E] each (in order) or
- * one stacked [layers, tokens, E]. The pickle inside is read by a small reader that executes
- * nothing. */
+ * SGLang per_token: {"records": [{"topk_ids_of_layer": i32 [layers, tokens, 8] (-1 =
+ * padding), "input_ids": [...], ...}]}: chosen ids. SGLang per_pass: records without those but
+ * with "global_physical_count": [layers, physical], a document a pass, summed over files (ranks);
+ * "last_physical_to_logical_map" says what they hold. SGLang stat: {"logical_count": [steps,
+ * layers, E]}: counts. Anything else whose tensors are reals: router logits, [tokens, E] each (in
+ * order) or one stacked [layers, tokens, E]. The pickle inside is read by a small reader that
+ * executes nothing. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -133,6 +135,90 @@ static bool add_record(const struct torch_file *file, const struct pickle *recor
     return ok;
 }
 
+/* ---- SGLang per_pass: counts of physical experts */
+
+/* Index of a forward pass; passes of other files (ranks) are added to the first file's. */
+static int64_t pass_of(const struct pickle *record, int64_t *passes, int64_t *count) {
+    const struct pickle *id = pickle_get(record, "forward_pass_id");
+    int64_t number = id && id->kind == PICKLE_INT ? id->integer : *count;
+    for (int64_t i = 0; i < *count; i++)
+        if (passes[i] == number) return i;
+    passes[*count] = number;
+    return (*count)++;
+}
+
+/* One pass of one rank: physical experts count for the logical ones that they hold. */
+static bool add_pass(const struct torch_file *file, const struct pickle *record, int64_t document,
+                     struct count_build *build, struct err *err) {
+    int bytes, map_bytes;
+    const struct pickle *count = pickle_get(record, "global_physical_count");
+    const struct pickle *map = pickle_get(file->root, "last_physical_to_logical_map");
+    const unsigned char *data = integers(file, count, 2, "global_physical_count", &bytes, err);
+    const unsigned char *logical =
+        data ? integers(file, map, 2, "last_physical_to_logical_map", &map_bytes, err) : NULL;
+    if (!logical) return false;
+    if (count->shape[0] != map->shape[0] || count->shape[1] != map->shape[1])
+        return err_set(err, ERR_FORMAT,
+                       "global_physical_count: found another shape than the map's");
+    for (int64_t l = 0; l < count->shape[0]; l++) {
+        int64_t total = 0, experts = count->shape[1];
+        for (int64_t p = 0; p < experts; p++) total += element(data, bytes, l * experts + p) > 0;
+        for (int64_t p = 0; total && p < experts; p++) { /* dense layers are zeros */
+            int64_t expert = element(logical, map_bytes, l * experts + p);
+            double n = (double)element(data, bytes, l * experts + p);
+            if (!count_add(build, (int)l, document, expert, n, err)) return false;
+        }
+    }
+    return true;
+}
+
+static bool add_passes(const struct torch_file *file, const char *path, const char *domain,
+                       int64_t **passes, struct count_build *build, struct err *err) {
+    const struct pickle *records = pickle_get(file->root, "records");
+    if (!records || records->kind != PICKLE_LIST)
+        return err_set(err, ERR_FORMAT, "records: found no list");
+    int64_t known = build->document_count;
+    int64_t *grown = realloc(*passes, (size_t)(known + records->count + 1) * sizeof *grown);
+    if (!grown) return err_memory(err, "passes");
+    *passes = grown;
+    for (int i = 0; i < records->count; i++) {
+        int64_t document = pass_of(records->items[i], grown, &known);
+        if (document >= build->document_count &&
+            !count_document(build, file_name(path), domain, 0, err))
+            return false;
+        if (!add_pass(file, records->items[i], document, build, err))
+            return err_context(err, "record %d", i);
+    }
+    return true;
+}
+
+/* All files: the ranks of one run. */
+static bool open_passes(const struct import_job *job, struct import_source *source,
+                        const char *stem, struct err *err) {
+    struct count_build build = {0};
+    int64_t *passes = NULL;
+    bool ok = true;
+    for (int i = 0; ok && i < job->file_count; i++) {
+        struct torch_file file;
+        ok = torch_open(&file, &source->arena, job->files[i], err);
+        if (!ok) break;
+        ok = add_passes(&file, job->files[i], job->domain ? job->domain : stem, &passes, &build,
+                        err) ||
+             import_context(err, job->files[i]);
+        torch_close(&file);
+    }
+    ok = ok && count_finish(&build, job, false, source, "torch", err);
+    free(passes);
+    count_free(&build);
+    return ok;
+}
+
+static bool per_pass(const struct pickle *records) {
+    return records && records->kind == PICKLE_LIST && records->count &&
+           !pickle_get(records->items[0], "topk_ids_of_layer") &&
+           pickle_get(records->items[0], "global_physical_count");
+}
+
 static bool open_records(const struct torch_file *file, const struct import_job *job,
                          struct import_source *source, const char *stem, struct err *err) {
     struct build build = {0};
@@ -227,11 +313,17 @@ bool import_torch_open(const struct import_job *job, struct import_source *sourc
     struct torch_file *file = calloc(1, sizeof *file);
     const char *stem = import_stem(&source->arena, job->files[0]);
     bool ok = (file && stem) || err_memory(err, "import");
-    if (ok && job->file_count != 1)
-        ok = err_set(err, ERR_USAGE, "torch: found %d files, expected 1", job->file_count);
     if (!ok || !torch_open(file, &source->arena, job->files[0], err)) {
         free(file);
         return false;
+    }
+    if (per_pass(pickle_get(file->root, "records"))) {
+        close_file(file);
+        return open_passes(job, source, stem, err) || import_context(err, job->files[0]);
+    }
+    if (job->file_count != 1) {
+        close_file(file);
+        return err_set(err, ERR_USAGE, "torch: found %d files, expected 1", job->file_count);
     }
     bool records = pickle_get(file->root, "records"),
          stat = pickle_get(file->root, "logical_count");

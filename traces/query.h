@@ -51,7 +51,8 @@
     X(coactivation)                                                                                \
     X(unused_experts)                                                                              \
     X(weight_by_rank)                                                                              \
-    X(expert_persistence)
+    X(expert_persistence)                                                                          \
+    X(experts_for_share)
 
 struct query_value {
     enum { QUERY_NULL, QUERY_INT, QUERY_REAL, QUERY_TEXT } kind;

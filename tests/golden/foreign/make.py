@@ -26,6 +26,11 @@ for t in range(T):
         for i in ids(t, l):
             count[t % 2, l, i] += 1
 torch.save({"rank": 0, "logical_count": count, "average_utilization_rate_over_window": None}, "sglang_stat.pt")
+# per_pass of two ranks: expert e of pass 3 + p, rank r was chosen 1 + (e + p + r) % 3 times; physical 17 replicates expert 2
+for r in range(2):
+    torch.save({"records": [{"forward_pass_id": 3 + p, "rank": r, "gatherer_key": "primary", "global_physical_count":
+                             torch.tensor([[0] * 17, [1 + (e + p + r) % 3 for e in range(16)] + [5]], dtype=torch.int32)} for p in range(2)],
+                "last_physical_to_logical_map": torch.tensor([list(range(16)) + [2]] * 2)}, f"sglang_per_pass_{r}.pt")
 logit = torch.tensor([[[((7 * t + 3 * l + 5 * e) % 11 - 5) / 4 for e in range(E)] for t in range(T)] for l in range(L)])
 torch.save(tuple(logit[l].clone() for l in range(L)), "logits_f32.pt")
 torch.save({"router_logits": logit.to(torch.bfloat16), "attention_mask": torch.ones(T, dtype=torch.int64)}, "logits_bf16.pt")
