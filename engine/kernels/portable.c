@@ -8,6 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { TILE_ROWS = 8 };
+
 static float bits_to_float(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
@@ -57,14 +59,14 @@ static void transpose(uint32_t *dst, const void *src, int64_t stride_bytes, int 
         }
 }
 
-/* Weight of output c at input i of a panel. */
-static float panel_f32(const void *panel, int i, int c) {
-    return ((const float *)panel)[i * PANEL_COLS + c];
+/* w[32] <- the weights of a panel's outputs at input i */
+static void weights_f32(const void *panel, int i, float w[static PANEL_COLS]) {
+    memcpy(w, (const float *)panel + i * PANEL_COLS, PANEL_COLS * sizeof *w);
 }
 
-static float panel_bf16(const void *panel, int i, int c) {
-    const uint16_t *b = panel;
-    return bits_to_float((uint32_t)b[(i / 2 * PANEL_COLS + c) * 2 + i % 2] << 16);
+static void weights_bf16(const void *panel, int i, float w[static PANEL_COLS]) {
+    const uint16_t *b = (const uint16_t *)panel + i / 2 * PANEL_COLS * 2 + i % 2;
+    for (int c = 0; c < PANEL_COLS; c++) w[c] = bits_to_float((uint32_t)b[2 * c] << 16);
 }
 
 static void pack_a(void *dst, const float *const *row, int rows, int64_t offset, int k) {
@@ -80,19 +82,26 @@ static void pack_a_rounded(void *dst, const float *const *row, int rows, int64_t
             a[i * rows + r] = bits_to_float((uint32_t)bf16_of(row[r][offset + i]) << 16);
 }
 
-static void tile_of(const struct tile *t, float (*weight)(const void *panel, int i, int c)) {
-    const float *a = t->a;
+/* All sums of a tile advance together, each in the order of k: the inner loop runs over the panel's
+ * columns, which any compiler can do several at a time. */
+static void tile_of(const struct tile *t,
+                    void (*weights)(const void *panel, int i, float w[static PANEL_COLS])) {
+    float sum[TILE_ROWS][PANEL_COLS] = {{0}}, w[PANEL_COLS];
+    for (int i = 0; i < t->k; i++) {
+        const float *a = (const float *)t->a + i * t->rows;
+        weights(t->b, i, w);
+        for (int r = 0; r < t->rows; r++)
+            for (int c = 0; c < PANEL_COLS; c++) sum[r][c] += a[r] * w[c];
+    }
     for (int r = 0; r < t->rows; r++)
         for (int c = 0; c < t->cols; c++) {
-            float sum = 0;
-            for (int i = 0; i < t->k; i++) sum += a[i * t->rows + r] * weight(t->b, i, c);
-            if (t->initial) sum += t->initial[r * t->ld_initial + c];
-            t->c[r * t->ldc + c] = sum;
+            if (t->initial) sum[r][c] += t->initial[r * t->ld_initial + c];
+            t->c[r * t->ldc + c] = sum[r][c];
         }
 }
 
-static void tile_f32(const struct tile *t) { tile_of(t, panel_f32); }
-static void tile_bf16(const struct tile *t) { tile_of(t, panel_bf16); }
+static void tile_f32(const struct tile *t) { tile_of(t, weights_f32); }
+static void tile_bf16(const struct tile *t) { tile_of(t, weights_bf16); }
 
 static float dot(const float *x, const float *y, int64_t n) {
     float sum = 0;
@@ -135,7 +144,7 @@ static float exp_sum(const float *x, float shift, float *y, int64_t n) {
 
 const struct kernels kernels_portable = {
     .name = "portable",
-    .tile_rows = {8, 8, 8},
+    .tile_rows = {TILE_ROWS, TILE_ROWS, TILE_ROWS},
     .block_k = {BLOCK_K, BLOCK_K, BLOCK_K},
     .pack_a = {pack_a, pack_a, pack_a_rounded},
     .tile = {tile_f32, tile_bf16, tile_bf16},

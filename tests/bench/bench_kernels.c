@@ -2,11 +2,13 @@
  *
  * Shapes of published experts, weights cold: each call takes the next matrix of a set that is
  * larger than any cache. Few rows are bound by reading the weights: their cases are in GB/s of
- * weights. */
+ * weights. The level that the machine would choose is measured at all shapes, every other usable
+ * one at a typical expert (64 rows). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pages.h"
 #include "engine/kernels/kernels.h"
 #include "tests/bench/bench.h"
 
@@ -26,7 +28,7 @@ struct set {
 };
 
 static void *allocate(size_t bytes) {
-    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    void *memory = pages_alloc(bytes);
     if (!memory) abort();
     memset(memory, 0, bytes);
     return memory;
@@ -75,36 +77,61 @@ static void set_close(struct set *set) {
     free(set->memory), free(set->raw), free(set->a), free(set->c);
 }
 
-static void measure_products(struct set *set, const char *level, const char *form, int threads) {
-    static const int64_t rows[] = {1, 4, 16, 64, 256, 2048};
+static const char *form_of(const struct set *set) {
+    return set->bf16 ? "bf16" : set->type == KERNEL_BF16 ? "f32 of bf16" : "f32";
+}
+
+static void measure_rows(struct set *set, int64_t rows, int threads) {
     const double gflop = 2e-9 * (double)set->n * (double)set->k;
-    bool dot = set->bf16 && bench_peak_bf16() > 0;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        char name[96];
-        set->item.m = rows[i];
-        snprintf(name, sizeof name, "%s %s N=%d K=%d M=%d T=%d", level, form, (int)set->n,
-                 (int)set->k, (int)rows[i], threads);
-        struct bench_case c = {"kernels",
-                               name,
-                               "GFLOP/s",
-                               gflop * (double)rows[i],
-                               run_product,
-                               set,
-                               dot ? bench_peak_bf16 : bench_peak_f32,
-                               dot ? "bf16 dot peak" : "f32 fma peak",
-                               threads};
-        bench_measure(&c);
-        if (rows[i] > 4) continue;
-        c.unit = "GB/s", c.of = "read bandwidth", c.limit = bench_read_bandwidth;
-        c.work = (double)set->bytes * 1e-9;
-        bench_measure(&c);
-    }
+    const bool dot = set->bf16 && bench_peak_bf16() > 0;
+    char name[96];
+    set->item.m = rows;
+    snprintf(name, sizeof name, "%s %s N=%d K=%d M=%d T=%d", kernels_name(set->kernels),
+             form_of(set), (int)set->n, (int)set->k, (int)rows, threads);
+    struct bench_case c = {"kernels",
+                           name,
+                           "GFLOP/s",
+                           gflop * (double)rows,
+                           run_product,
+                           set,
+                           dot ? bench_peak_bf16 : bench_peak_f32,
+                           dot ? "bf16 dot peak" : "f32 fma peak",
+                           threads};
+    bench_measure(&c);
+    if (rows > 4) return;
+    c.unit = "GB/s", c.of = "read bandwidth", c.limit = bench_read_bandwidth;
+    c.work = (double)set->bytes * 1e-9;
+    bench_measure(&c);
+}
+
+/* Levels that the machine would not choose. */
+static void measure_levels(const char *chosen) {
+    static const struct {
+        enum kernel_type type;
+        bool bf16;
+    } forms[] = {{KERNEL_F32, false}, {KERNEL_BF16, false}, {KERNEL_BF16, true}};
+    const char *level;
+    struct err err;
+    struct pool *pool = pool_create(1, &err);
+    for (int i = 0; pool && (level = kernels_level(i)); i++)
+        for (int f = 0; f < 3 && kernels_usable(level) && strcmp(level, chosen) != 0; f++) {
+            struct set set = {.kernels = kernels_select(level, &err),
+                              .pool = pool,
+                              .type = forms[f].type,
+                              .bf16 = forms[f].bf16,
+                              .n = 1408,
+                              .k = 2048};
+            set_open(&set);
+            measure_rows(&set, 64, 1);
+            set_close(&set);
+        }
+    pool_free(pool);
 }
 
 static void measure_form(const char *level, enum kernel_type type, bool bf16, int threads) {
     static const int64_t shapes[][2] = {{1408, 2048}, {2048, 7168}};
     struct err err;
-    const char *form = bf16 ? "bf16" : type == KERNEL_BF16 ? "f32 of bf16" : "f32";
+    static const int64_t rows[] = {1, 4, 16, 64, 256, 2048};
     struct pool *pool = pool_create(threads, &err);
     const struct kernels *kernels = kernels_select(level, &err);
     if (!pool || !kernels) abort();
@@ -117,8 +144,9 @@ static void measure_form(const char *level, enum kernel_type type, bool bf16, in
                           .n = shapes[s][0],
                           .k = shapes[s][1]};
         set_open(&set);
-        measure_products(&set, level, form, threads);
-        snprintf(name, sizeof name, "%s %s N=%d K=%d pack T=%d", level, form, (int)set.n,
+        for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+            measure_rows(&set, rows[i], threads);
+        snprintf(name, sizeof name, "%s %s N=%d K=%d pack T=%d", level, form_of(&set), (int)set.n,
                  (int)set.k, threads);
         double gb = (double)(set.n * set.k) * (type == KERNEL_F32 ? 4e-9 : 2e-9);
         struct bench_case c = {
@@ -202,6 +230,7 @@ void bench_kernels(void) {
     bench_print("kernels", "peak f32 fma", bench_peak_f32(), "GFLOP/s");
     bench_print("kernels", "peak bf16 dot", bench_peak_bf16(), "GFLOP/s");
     bench_print("kernels", "read bandwidth", bench_read_bandwidth(), "GB/s");
+    measure_levels(level);
     int most = cpu_count();
     for (int threads = 1; threads <= most; threads += most > 1 ? most - 1 : 1) {
         measure_form(level, KERNEL_F32, false, threads);
