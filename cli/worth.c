@@ -27,13 +27,14 @@ static bool equal(const struct table *rows, int64_t a, int64_t b, const char *co
 }
 
 /* What may differ between the two cells. */
-enum thing { THING_GATE, THING_RATE, THING_PLACEMENT, THING_REPLICAS, THING_LEARNT };
+enum thing { THING_GATE, THING_RULE, THING_RATE, THING_PLACEMENT, THING_REPLICAS, THING_LEARNT };
 
 static const struct thing_name {
     const char *columns[6]; /* that must be equal */
     const char *name;
 } things[] = {
     [THING_GATE] = {{"placement", "replicas", "learnt", "refresh", NULL}, "the gate is"},
+    [THING_RULE] = {{"placement", "replicas", "learnt", "refresh", NULL}, "a bias rule is"},
     [THING_RATE] = {{"placement", "replicas", "learnt", "refresh", "bias_rule", NULL},
                     "the bias rate is"},
     [THING_PLACEMENT] = {{"variant", "replicas", "learnt", "refresh", NULL}, "the placement is"},
@@ -46,13 +47,15 @@ static const struct thing_name {
 static bool is_comparable(const struct table *rows, int64_t a, int64_t b, enum thing thing) {
     for (int c = 0; things[thing].columns[c]; c++)
         if (!equal(rows, a, b, things[thing].columns[c])) return false;
-    bool rated = isfinite(number(rows, a, "bias_rate")) && isfinite(number(rows, b, "bias_rate"));
-    if (thing == THING_RATE) return rated;
-    return thing != THING_GATE || !rated; /* two rates of one rule are not two gates */
+    /* a bias that moves is neither another gate nor, at another rate, another rule */
+    bool from = isfinite(number(rows, a, "bias_rate")), to = isfinite(number(rows, b, "bias_rate"));
+    if (thing == THING_GATE) return !from && !to;
+    if (thing == THING_RULE) return !from && to;
+    return thing != THING_RATE || (from && to);
 }
 
 static void put_cell(const struct table *rows, int64_t row, enum thing thing, struct str *out) {
-    if (thing == THING_GATE || thing == THING_RATE)
+    if (thing == THING_GATE || thing == THING_RULE || thing == THING_RATE)
         str_puts(out, text(rows, row, "gate"));
     else if (thing == THING_PLACEMENT)
         str_puts(out, text(rows, row, "placement"));

@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "cli/subject.h"
 
-enum { WORTH_LINES = 16 };
+enum { WORTH_LINES = 24 };
 
 /* Sentences, at most WORTH_LINES; none where the database holds no throughput run. */
 struct worth {

@@ -545,7 +545,7 @@ static void lists_make_cells_and_the_report_says_what_they_are_worth(void **stat
     test_ok(page != NULL, &err);
     static const char *const said[] = {
         "What it is worth in tokens per second", "the bias rate is worth", "the placement is worth",
-        "redundant experts are worth",           "validated median error", "the gate is worth"};
+        "redundant experts are worth",           "validated median error", "a bias rule is worth"};
     for (int i = 0; i < 6; i++)
         if (!strstr(page, said[i])) fail_msg("not said: %s", said[i]);
     free(page);
