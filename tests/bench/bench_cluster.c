@@ -150,9 +150,10 @@ static void sweep(const struct shape *s) {
     }
     wall = clock_seconds() - wall;
     cpu = children_seconds() - cpu;
-    bench_print("cluster", name, wall, "s wall");
+    bool idle = !getenv("BENCH_CLOCK"); /* else the machine is shared: wall time says nothing */
+    if (idle) bench_print("cluster", name, wall, "s wall");
     snprintf(name, sizeof name, "%s sweep 1000 cells cpu", s->name);
-    bench_print("cluster", name, cpu, "s CPU");
+    bench_print("cluster", name, cpu, "s CPU of two threads");
     unlink("build/bench-cluster-out.db");
     unlink(path);
 }
