@@ -75,8 +75,8 @@ echo "$(($(wc -l <"$out/replay.csv") - 1)) variants; notes in $out/replay.log"
 # ---- throughput: what load, gate and placement cost in time, as if the layers had DeepSeek-V3's sizes
 step "throughput: gates x bias rates x placements x replicas x ranks on 8 H100 a node -> $out/result.db"
 "$program" throughput "$out/run.db" --out "$out/result.db" --cluster h100-deepgemm --hidden 7168 --inter 2048 --moe-only \
-    --gate native --gate native,groups=none --bias-rule frozen,none,sign --bias-rate 0.001,0.01 --ranks 4,8,16 \
-    --placement contiguous,eplb --replicas 0,16,32 --tokens 64,512 --concurrency 1,8,64 --load trace,uniform \
+    --gate native --gate native,groups=none --bias-rule frozen,none,sign --bias-rate 0.001,0.01 --ranks 8,16 \
+    --placement contiguous,eplb --replicas 0,32 --tokens 512 --concurrency 1,8,64 --load trace,uniform \
     --learn whole,previous --refresh 1,4,16 --batches 32 \
     --csv >"$out/throughput.csv" 2>"$out/throughput.log" || { cat "$out/throughput.log" >&2; exit 1; }
 echo "$(($(wc -l <"$out/throughput.csv") - 1)) cells; notes in $out/throughput.log"
