@@ -38,8 +38,8 @@ enum { REPLAY_OPTIMUM_CELLS = 1 << 24 };
 
 /* One variant at one layer. Of a source of choices alone, ties and escapes are -1, the mass is NaN
  * and, where weights are not known, weight, rank_mean and rank_sd are NULL. Borrowed during the
- * call of the sink. E experts, k chosen, D documents. Arrays of it and of its batches travel between
- * processes as rows.c lists them.
+ * call of the sink. E experts, k chosen, D documents. Arrays of it and of its batches travel
+ * between processes as rows.c lists them.
  */
 struct replay_row {
     struct result_layer measures; /* DESIGN section 8 */
