@@ -116,15 +116,17 @@ static void a_second_writer_gets_one_clear_error(void **state) {
     }
 }
 
+/* A command while another process holds a lock of this kind. */
+#define LOCKED(kind, command)                                                                      \
+    "rm -f $F/held $F/done; (echo 'BEGIN " kind ";'; echo \".system touch $F/held\"; until [ -e "  \
+    "$F/done ]; do sleep 0.1; done) | sqlite3 $F/run.db & until [ -e $F/held ]; do sleep 0.1; "    \
+    "done; " command " >/dev/null; status=$?; touch $F/done; wait; exit $status"
+
 static void a_locked_database_and_a_full_output_are_one_clear_error(void **state) {
     (void)state;
     static const char *const cases[][2] = {
-        {"(echo 'BEGIN IMMEDIATE;'; sleep 5) | sqlite3 $F/run.db & sleep 0.3; "
-         "$P replay $F/run.db --gate native >/dev/null; status=$?; wait; exit $status",
-         "another process is using it"},
-        {"(echo 'BEGIN EXCLUSIVE;'; sleep 5) | sqlite3 $F/run.db & sleep 0.3; "
-         "$P show $F/run.db >/dev/null; status=$?; wait; exit $status",
-         "another process is using it"},
+        {LOCKED("IMMEDIATE", "$P replay $F/run.db --gate native"), "another process is using it"},
+        {LOCKED("EXCLUSIVE", "$P show $F/run.db"), "another process is using it"},
         {"$P show $F/run.db > /dev/full", "cannot write"},
         {"$P sql $F/run.db 'SELECT * FROM token' --csv > /dev/full", "cannot write"},
         {"$P replay $F/run.db --gate native --out /dev/full", "/dev/full"},
