@@ -32,7 +32,6 @@ static int begin(void **state) {
 }
 
 #define OUT in_folder("run.db")
-
 static bool import_files(const char *from, struct import_job job, struct err *err) {
     *err = (struct err){0};
     job.out = OUT;
@@ -396,7 +395,6 @@ static void megatron_logits_can_be_replayed(void **state) {
 
 #define FOREIGN "tests/golden/foreign/"
 enum { FT = 6, FL = 4, FK = 3, FE = 16 };
-
 static int foreign_id(int t, int l, int j) { return (3 * t + 5 * l + 7 * j) % FE; }
 static float foreign_logit(int t, int l, int e) {
     return (float)((7 * t + 3 * l + 5 * e) % 11 - 5) / 4;
@@ -594,7 +592,7 @@ static void check_expert_config(struct trace *trace, const char *path) {
     const struct query_value share = QUERY_R(0.2);
     struct table *table = trace_query(trace, "experts_for_share", &share, 1, &err);
     test_ok(table, &err);
-    const struct json *layers = json_member(published, "experts"), *next = NULL;
+    const struct json *layers = json_member(published, "experts"), *next;
     int64_t row = 0, expected = 0;
     for (int number = 1; number <= 26; number++) {
         char key[16];

@@ -141,7 +141,7 @@ static bool import_counts(struct trace *trace, struct import_source *source, str
 /* Into `temporary`, which is then whole. */
 static bool write_trace(const char *temporary, struct import_source *source,
                         const struct progress *progress, struct err *err) {
-    struct trace *trace = trace_create(temporary, &source->setup, TRACE_FORCE, err);
+    struct trace *trace = trace_create(temporary, &source->setup, TRACE_WHOLE, err);
     if (!trace) return false;
     bool ok = (!source->routes || import_tokens(trace, source, progress, err)) &&
               (!source->counts || import_counts(trace, source, err));

@@ -34,6 +34,7 @@ struct gather {
 };
 
 struct writer {
+    bool whole;            /* TRACE_WHOLE */
     int lock;              /* descriptor that holds the lock */
     int64_t block_tokens;  /* of a full block */
     int64_t blocks_before; /* committed */
@@ -270,8 +271,11 @@ static bool prepare_statements(struct trace *trace, struct err *err) {
            (w->piece = db_prepare(db, "INSERT OR IGNORE INTO piece VALUES (?, ?)", err)) &&
            (w->counts = db_prepare(db, "INSERT INTO expert_count VALUES (?, ?, ?)", err)) &&
            db_exec(db,
-                   "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; "
-                   "PRAGMA cache_size = -65536; PRAGMA journal_size_limit = 67108864",
+                   trace->writer->whole
+                       ? "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; "
+                         "PRAGMA cache_size = -65536"
+                       : "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; "
+                         "PRAGMA cache_size = -65536; PRAGMA journal_size_limit = 67108864",
                    err);
 }
 
@@ -303,7 +307,7 @@ static bool writer_make(struct trace *trace, struct err *err) {
 
 struct trace *trace_create(const char *path, const struct trace_setup *setup, enum trace_mode mode,
                            struct err *err) {
-    if (mode == TRACE_FORCE && !clear_way(path, err)) return NULL;
+    if ((mode == TRACE_FORCE || mode == TRACE_WHOLE) && !clear_way(path, err)) return NULL;
     struct trace *trace = calloc(1, sizeof *trace);
     struct writer *w = trace ? calloc(1, sizeof *w) : NULL;
     int lock = -1;
@@ -314,6 +318,7 @@ struct trace *trace_create(const char *path, const struct trace_setup *setup, en
         return NULL;
     }
     trace->writer = w;
+    w->whole = mode == TRACE_WHOLE;
     bool mine = take_lock(path, O_CREAT | (mode == TRACE_RESUME ? 0 : O_EXCL), &lock, err);
     w->lock = lock;
     if (mine && open_or_fill(trace, path, setup, mode == TRACE_RESUME, err) &&
@@ -619,13 +624,23 @@ static bool make_plain(struct db *db, struct err *err) {
            db_fail(db, code, "close", err);
 }
 
+/* What was written without syncs is on the disk now. */
+static bool sync_file(const char *path, struct err *err) {
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    bool ok = fd >= 0 && fsync(fd) == 0;
+    if (!ok) err_errno(err, path, "cannot write");
+    if (fd >= 0) close(fd);
+    return ok;
+}
+
 bool trace_close(struct trace *trace, bool discard_empty, struct err *err) {
     if (!trace) return true;
     int lock = trace->writer->lock;
+    bool whole = trace->writer->whole;
     pass_abandon(trace);
     writer_free(trace);
     bool discard = discard_empty && !trace_tokens(trace);
-    bool ok = discard || make_plain(&trace->db, err);
+    bool ok = discard || (whole ? sync_file(trace->db.path, err) : make_plain(&trace->db, err));
     if (discard) remove_files(trace->db.path);
     trace_free(trace);
     close(lock);

@@ -86,6 +86,8 @@ struct trace; /* an open database */
 enum trace_mode {
     TRACE_NEW,   /* refuse an existing file */
     TRACE_FORCE, /* replace it (never one that another process is writing) */
+    TRACE_WHOLE, /* the same, and nobody looks before trace_close: no log, one sync at the end; what
+                    a kill leaves is to be thrown away */
     TRACE_RESUME /* go on where a killed capture stopped; everything above must be equal */
 };
 
