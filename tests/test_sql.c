@@ -290,6 +290,71 @@ static void the_command_prints_tables(void **state) {
     assert_int_equal(test_run(line, NULL, NULL), 2);
 }
 
+/* Words of two lines: equal, or numbers near each other. */
+static bool near_line(char *found, char *shown) {
+    char *rest_a, *rest_b, *a = strtok_r(found, " ", &rest_a), *b = strtok_r(shown, " ", &rest_b);
+    for (; a && b; a = strtok_r(NULL, " ", &rest_a), b = strtok_r(NULL, " ", &rest_b)) {
+        char *end_a, *end_b;
+        double x = strtod(a, &end_a), y = strtod(b, &end_b);
+        bool numbers = !*end_a && !*end_b;
+        if (numbers ? !(fabs(x - y) <= 1e-3 * fmax(0.01, fabs(y))) : strcmp(a, b) != 0)
+            return false;
+    }
+    return !a && !b;
+}
+
+/* Runs a command of the manual; `shown` are the lines below it. */
+static void compare_answer(const char *command, char *shown) {
+    char line[600], *out, *rest_a, *rest_b;
+    snprintf(line, sizeof line, "%s sql build/test-out/sql/manual.db %s", test_program(), command);
+    assert_int_equal(test_run(line, &out, NULL), 0);
+    char *b = strtok_r(shown, "\n", &rest_b);
+    assert_non_null(b);
+    for (char *a = strtok_r(out, "\n", &rest_a); b; b = strtok_r(NULL, "\n", &rest_b)) {
+        char was[400];
+        snprintf(was, sizeof was, "%s", b);
+        if (!a || !near_line(a, b)) fail_msg("TRACES.md: %s: no longer '%s'", command, was);
+        a = strtok_r(NULL, "\n", &rest_a);
+    }
+    free(out);
+}
+
+static void the_manual_shows_what_the_questions_answer(void **state) {
+    (void)state;
+    static const char mark[] = "\n    $ steelyard sql run.db ";
+    struct err err = {0};
+    size_t len;
+    char line[600];
+    int blocks = 0;
+    snprintf(line, sizeof line,
+             "%s capture models/v3-lossfree --domain prose=LICENSE --domain "
+             "code=models/recipe/kernels.c --out build/test-out/sql/manual.db",
+             test_program());
+    shell(line);
+    struct trace *trace = trace_open("build/test-out/sql/manual.db", &err);
+    test_ok(trace, &err);
+    bool same_kernels = strncmp(trace_capture(trace)->kernels, "avx512", 6) == 0;
+    trace_free(trace);
+    if (!same_kernels) {
+        print_message("skip: the manual's answers are those of AVX-512 kernels\n");
+        skip();
+    }
+    char *text = file_read("traces/TRACES.md", 1 << 20, &len, &err);
+    test_ok(text, &err);
+    for (char *at = text; (at = strstr(at, mark)); blocks++) {
+        char *command = at + strlen(mark), *shown = strchr(command, '\n');
+        assert_non_null(shown);
+        char *end = strstr(shown, "\n\n");
+        assert_non_null(end);
+        *shown = *end = '\0';
+        compare_answer(command, shown + 1);
+        *end = '\n';
+        at = end; /* the mark begins with a line end */
+    }
+    free(text);
+    assert_int_equal(blocks, 10);
+}
+
 int test_sql(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(every_row_is_what_the_router_does, begin),
@@ -298,6 +363,7 @@ int test_sql(void) {
         cmocka_unit_test_setup(the_named_questions_are_answered, begin),
         cmocka_unit_test_setup(damaged_chunks_are_an_error_not_a_crash, begin),
         cmocka_unit_test_setup(the_sqlite_shell_loads_the_extension, begin),
-        cmocka_unit_test_setup(the_command_prints_tables, begin)};
+        cmocka_unit_test_setup(the_command_prints_tables, begin),
+        cmocka_unit_test_setup(the_manual_shows_what_the_questions_answer, begin)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
