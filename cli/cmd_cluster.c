@@ -74,7 +74,8 @@ static void print_totals(const struct timings *timings) {
 /* Replaces the predictions where other constants were asked for. */
 static bool predict(const struct request *q, struct timings *timings, struct err *err) {
     if ((q->left_out != NULL) + (q->seen != NULL) + (q->carry != NULL) > 1)
-        return err_set(err, ERR_USAGE, "expected one of --leave-out, --fit-on and --carry");
+        return err_set(err, ERR_USAGE,
+                       "found several of --leave-out, --fit-on and --carry, expected one");
     if (q->carry) return refit_carry(timings, q->carry, err);
     enum left_out what;
     if (q->left_out)

@@ -112,11 +112,10 @@ static bool read_row(struct timings *t, const struct columns *c, int64_t row, st
         (c->slots >= 0 && !csv_int(t->csv, row, c->slots, experts, 65536, &slots, err)))
         return false;
     if (experts % ranks != 0 || slots % ranks != 0)
-        return err_set(err, ERR_DATA,
-                       "%s: line %lld: moe_ep: found %lld, which does not divide "
-                       "%lld experts",
-                       csv_name(t->csv), (long long)row + 2, (long long)ranks,
-                       (long long)(experts % ranks ? experts : slots));
+        return err_set(
+            err, ERR_DATA, "%s: line %lld: moe_ep: found %lld, which does not divide %lld %s",
+            csv_name(t->csv), (long long)row + 2, (long long)ranks,
+            (long long)(experts % ranks ? experts : slots), experts % ranks ? "experts" : "slots");
     out->kernel = kernel_of(t, c, row, err);
     if (out->kernel < 0) return false;
     struct err unknown;
