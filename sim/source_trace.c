@@ -16,6 +16,7 @@ struct source_reader {
     int experts, topk;
     int layer;
     bool weights; /* the chunks of ids hold them */
+    bool scores;
 };
 
 static struct source_reader *trace_reader_open(const struct source *source, int index,
@@ -29,6 +30,7 @@ static struct source_reader *trace_reader_open(const struct source *source, int 
     reader->topk = source->layer[index].native.topk;
     reader->layer = source->layer[index].layer;
     reader->weights = trace_layer(source->context, index)->has_weights;
+    reader->scores = trace_layer(source->context, index)->holds == TRACE_SCORES;
     reader->index = index;
     if (source->counted)
         reader->trace = trace_open(source->name, err);
@@ -56,13 +58,20 @@ static bool stand_on(struct source_reader *reader, int64_t first, int64_t max, i
     return true;
 }
 
+/* Rows are read in pieces: a whole chunk would push itself and the scores out of the L2 cache. */
 static bool trace_reader_rows(struct source_reader *reader, int64_t first, int64_t max,
                               const float **logits, int64_t *n, struct err *err) {
-    if (!stand_on(reader, first, max, n, err)) return false;
-    if (!reader->chunk.logits)
+    enum { PIECE_FLOATS = 1 << 14 };
+    struct trace_chunk *piece = &reader->chunk;
+    int64_t most = PIECE_FLOATS / reader->experts;
+    if (!reader->scores)
         return err_set(err, ERR_FORMAT, "layer %d: token %lld: found no scores", reader->layer,
                        (long long)first);
-    *logits = reader->chunk.logits + (first - reader->chunk.first) * reader->experts;
+    if (most < 16) most = 16;
+    if (!trace_cursor_piece(reader->cursor, first, max < most ? max : most, piece, err))
+        return false;
+    *logits = piece->logits;
+    *n = piece->tokens;
     return true;
 }
 

@@ -210,11 +210,29 @@ bool trace_cursor_next(struct trace_cursor *cursor, struct trace_chunk *chunk, s
     return true;
 }
 
+static bool no_token(struct trace_cursor *cursor, int64_t token, struct err *err) {
+    return err_set(err, ERR_DATA, "%s: token %lld: found %lld tokens", cursor->db.path,
+                   (long long)token, (long long)trace_tokens(cursor->trace));
+}
+
+bool trace_cursor_piece(struct trace_cursor *cursor, int64_t first, int64_t max,
+                        struct trace_chunk *piece, struct err *err) {
+    int64_t b = trace_block_of(cursor->trace, first);
+    *piece = (struct trace_chunk){.first = first};
+    if (b < 0) return no_token(cursor, first, err);
+    const struct block *block = &cursor->trace->blocks[b];
+    int64_t from = first - block->first, left = block->tokens - from;
+    int64_t n = left < max ? left : max;
+    if (!column_read(cursor, &cursor->scores, b, from, n, cursor->raw, err)) return false;
+    decode(cursor->trace->capture.store, cursor->raw, n * cursor->layer->experts, cursor->logits);
+    piece->logits = cursor->logits;
+    piece->tokens = n;
+    return true;
+}
+
 bool trace_cursor_seek(struct trace_cursor *cursor, int64_t token, struct err *err) {
     int64_t block = trace_block_of(cursor->trace, token);
-    if (block < 0)
-        return err_set(err, ERR_DATA, "%s: token %lld: found %lld tokens", cursor->db.path,
-                       (long long)token, (long long)trace_tokens(cursor->trace));
+    if (block < 0) return no_token(cursor, token, err);
     cursor->block = block;
     return true;
 }
@@ -225,9 +243,7 @@ bool trace_cursor_rows(struct trace_cursor *cursor, const struct trace_rows *row
     bool scores = cursor->layer->holds == TRACE_SCORES;
     for (int64_t i = 0; i < rows->n; i++) {
         int64_t b = trace_block_of(cursor->trace, rows->token[i]);
-        if (b < 0)
-            return err_set(err, ERR_DATA, "%s: token %lld: found %lld tokens", cursor->db.path,
-                           (long long)rows->token[i], (long long)trace_tokens(cursor->trace));
+        if (b < 0) return no_token(cursor, rows->token[i], err);
         int64_t from = rows->token[i] - cursor->trace->blocks[b].first;
         if (scores) {
             if (!column_read(cursor, &cursor->scores, b, from, 1, cursor->raw, err)) return false;

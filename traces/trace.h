@@ -212,6 +212,11 @@ struct trace_cursor *trace_cursor_open(const struct trace *trace, int r, struct 
 void trace_cursor_free(struct trace_cursor *cursor);
 /* The next chunk in token order; chunk->tokens = 0 at the end. Every blob's size is checked. */
 bool trace_cursor_next(struct trace_cursor *cursor, struct trace_chunk *chunk, struct err *err);
+/* A piece of a chunk of scores: tokens from `first` on, at most `max` and never beyond the chunk,
+ * which stay in a near cache while they are used. Does not move the cursor; choice_hash is not
+ * read. */
+bool trace_cursor_piece(struct trace_cursor *cursor, int64_t first, int64_t max,
+                        struct trace_chunk *piece, struct err *err);
 /* Goes to the chunk that holds `token` (trace_cursor_next returns that whole chunk). */
 bool trace_cursor_seek(struct trace_cursor *cursor, int64_t token, struct err *err);
 /* Rows of any tokens, in the order given: logits[n,E] (scores) or expert[n,k], weight[n,k] (ids;

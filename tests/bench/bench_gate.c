@@ -172,18 +172,32 @@ static int64_t in_memory(struct scene *s) {
     return 4 * IN_MEMORY;
 }
 
-static int64_t from_trace(struct scene *s) {
-    struct trace_chunk chunk;
+static void touch(struct scene *s, const float *logits, int64_t n) {
+    s->weight[0] += logits[n * s->experts - 1];
+}
+
+/* As a replay reads. */
+static int64_t scan(struct scene *s, void (*use)(struct scene *, const float *, int64_t)) {
+    struct source source;
     struct err err;
+    if (!source_open_trace(&source, s->trace, NULL, &err)) stop(&err);
     for (int r = 0; r < s->layers; r++) {
-        struct trace_cursor *cursor = trace_cursor_open(s->trace, r, &err);
-        if (!cursor) stop(&err);
-        while (trace_cursor_next(cursor, &chunk, &err) && chunk.tokens > 0)
-            route(s, chunk.logits, chunk.tokens);
-        trace_cursor_free(cursor);
+        struct source_reader *reader = source.open(&source, r, &err);
+        if (!reader) stop(&err);
+        for (int64_t at = 0, n; at < s->tokens; at += n) {
+            const float *logits;
+            if (!source.rows(reader, at, CHUNK, &logits, &n, &err)) stop(&err);
+            use(s, logits, n);
+        }
+        source.close(reader);
     }
+    source_free(&source);
     return s->layers * s->tokens;
 }
+
+static int64_t read_only(struct scene *s) { return scan(s, touch); }
+
+static int64_t from_trace(struct scene *s) { return scan(s, route); }
 
 static bool ignore_row(void *context, const struct replay_row *row, struct err *err) {
     (void)context, (void)row, (void)err;
@@ -241,12 +255,13 @@ static double speed(struct scene *s, int64_t (*run)(struct scene *), const char 
 
 static void rounds(struct scene *s, struct anchor *anchor) {
     double torch[BENCH_RUNS], numpy[BENCH_RUNS], level[MOST][BENCH_RUNS], trace[BENCH_RUNS],
-        whole[BENCH_RUNS];
+        whole[BENCH_RUNS], alone[BENCH_RUNS];
     char name[64];
     for (int r = 0; r < BENCH_RUNS; r++) {
         torch[r] = anchor_speed(anchor, "torch", s->model);
         for (int i = 0; i < MOST && route_level_at(i); i++)
             level[i][r] = speed(s, in_memory, route_level_at(i));
+        alone[r] = speed(s, read_only, NULL);
         trace[r] = speed(s, from_trace, NULL);
         whole[r] = speed(s, replay, NULL);
         numpy[r] = anchor_speed(anchor, "numpy", s->model);
@@ -258,6 +273,7 @@ static void rounds(struct scene *s, struct anchor *anchor) {
         snprintf(name, sizeof name, "in memory %s", route_level_at(i));
         if (level[i][0] > 0) print(s->model, name, level[i], torch);
     }
+    print(s->model, "reading the trace alone", alone, torch);
     print(s->model, "from the trace", trace, torch);
     print(s->model, "replay of the trace with all measures", whole, torch);
 }
