@@ -2,7 +2,7 @@
  *
  * Experts, weights and loads of each token, one thread: at every CPU level with the logits in
  * memory, and read from a trace of 128 MiB by cursors (files in the page cache); then the replay of
- * that trace with all its measures. BENCH_PYTHON names an interpreter with numpy and torch; the
+ * that trace with all its measures. STEELYARD_PYTHON names an interpreter with numpy and torch; the
  * ratio is to torch, the median over rounds in which all take turns. CPU time on both sides. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,11 +28,11 @@ struct anchor {
 };
 
 static void anchor_open(struct anchor *a) {
-    const char *python = getenv("BENCH_PYTHON");
+    const char *python = getenv("STEELYARD_PYTHON");
     int ask[2], answer[2];
     *a = (struct anchor){0};
     if (!python || pipe(ask) != 0 || pipe(answer) != 0) {
-        fprintf(stderr, "skip: torch and numpy: BENCH_PYTHON names no interpreter\n");
+        fprintf(stderr, "skip: torch and numpy: STEELYARD_PYTHON names no interpreter\n");
         return;
     }
     a->pid = fork();
