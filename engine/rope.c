@@ -150,11 +150,13 @@ void config_rope(struct config *config, const struct rope_request *request, stru
     double partial = config_real(config, "partial_rotary_factor", request->partial);
     if (scaled) partial = config_real(&s.own, "partial_rotary_factor", partial);
     if (request->ignore_partial) partial = 1;
-    rope->dims = (int)(request->dims * partial);
-    if (rope->dims < 2 || rope->dims > request->dims || rope->dims % 2)
+    double dims = request->dims * partial;
+    rope->dims = dims >= 2 && dims <= request->dims ? (int)dims : 0;
+    if (rope->dims == 0 || rope->dims % 2)
         config_refuse(config, "partial_rotary_factor", "an odd, empty or too large part of a head",
                       "an even number of rotated dimensions");
-    if (!(s.theta > 1)) config_refuse(config, "rope_theta", "a number <= 1", "a number > 1");
+    if (!(s.theta > 1 && isfinite(s.theta)))
+        config_refuse(config, "rope_theta", "a number <= 1 or infinite", "a number > 1");
     if (config->failed) return;
     float *inv_freq = arena_alloc(config->arena, (size_t)rope->dims / 2, sizeof *inv_freq);
     rope->inv_freq = inv_freq;
