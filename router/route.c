@@ -29,8 +29,7 @@ static bool usable(const struct route_kernels *level) {
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (level == &route_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (level == &route_kernels_avx512) return avx512;
     if (level == &route_kernels_avx512vbmi2) return avx512 && __builtin_cpu_supports("avx512vbmi2");
 #endif
