@@ -114,7 +114,8 @@ static struct pickle **from_mark(struct reader *r, int *count) {
     }
     *count = r->depth - mark;
     r->depth = mark;
-    return r->stack + mark;
+    static struct pickle *nothing[1]; /* a stack that never held anything */
+    return r->stack ? r->stack + mark : nothing;
 }
 
 static void memo_put(struct reader *r, uint64_t index) {

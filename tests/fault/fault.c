@@ -31,10 +31,6 @@ enum kind { NONE, ALLOC, OWN, WRITE, SQL };
 static int kind, kills, started, finding;
 static long at, count;
 
-/* dlsym itself allocates; what it takes then is never given back. */
-static char early[65536];
-static size_t early_used;
-
 /* Addresses of the program, which is the first object. */
 static uintptr_t low = UINTPTR_MAX, high;
 
@@ -80,9 +76,10 @@ static int hit(int of) {
     return 1;
 }
 
-static int hit_memory(const void *caller) {
-    if (hit(ALLOC)) return 1;
-    return (uintptr_t)caller >= low && (uintptr_t)caller < high && hit(OWN);
+/* The same of calls that the program itself makes, not its libraries. */
+static int hit_from(const void *caller, int of) {
+    if (!started) start();
+    return (uintptr_t)caller >= low && (uintptr_t)caller < high && hit(of);
 }
 
 static void *find(const char *name) {
@@ -107,7 +104,12 @@ __attribute__((destructor)) static void report(void) {
     close(fd);
 }
 
-/* ---- memory */
+/* ---- memory: not below AddressSanitizer, whose own allocator cannot be preceded */
+#ifndef WITHOUT_MEMORY
+
+/* dlsym itself allocates; what it takes then is never given back. */
+static char early[65536];
+static size_t early_used;
 
 static void *take_early(size_t size) {
     size_t start_at = (early_used + 63) & ~(size_t)63;
@@ -128,13 +130,13 @@ static void *no_memory(void) {
 void *malloc(size_t size) {
     if (finding) return take_early(size);
     REAL(void *, malloc, size_t);
-    return hit_memory(__builtin_return_address(0)) ? no_memory() : real(size);
+    return (hit(ALLOC) || hit_from(__builtin_return_address(0), OWN)) ? no_memory() : real(size);
 }
 
 void *calloc(size_t n, size_t size) {
     if (finding) return take_early(n * size);
     REAL(void *, calloc, size_t, size_t);
-    return hit_memory(__builtin_return_address(0)) ? no_memory() : real(n, size);
+    return (hit(ALLOC) || hit_from(__builtin_return_address(0), OWN)) ? no_memory() : real(n, size);
 }
 
 void *realloc(void *p, size_t size) {
@@ -143,17 +145,19 @@ void *realloc(void *p, size_t size) {
         return p ? memcpy(q, p, size) : q;
     }
     REAL(void *, realloc, void *, size_t);
-    return hit_memory(__builtin_return_address(0)) ? no_memory() : real(p, size);
+    return (hit(ALLOC) || hit_from(__builtin_return_address(0), OWN)) ? no_memory() : real(p, size);
 }
 
 void *aligned_alloc(size_t align, size_t size) {
     REAL(void *, aligned_alloc, size_t, size_t);
-    return hit_memory(__builtin_return_address(0)) ? no_memory() : real(align, size);
+    return (hit(ALLOC) || hit_from(__builtin_return_address(0), OWN)) ? no_memory()
+                                                                      : real(align, size);
 }
 
 int posix_memalign(void **out, size_t align, size_t size) {
     REAL(int, posix_memalign, void **, size_t, size_t);
-    return hit_memory(__builtin_return_address(0)) ? ENOMEM : real(out, align, size);
+    return (hit(ALLOC) || hit_from(__builtin_return_address(0), OWN)) ? ENOMEM
+                                                                      : real(out, align, size);
 }
 
 void free(void *p) {
@@ -161,6 +165,8 @@ void free(void *p) {
     REAL(void, free, void *);
     if (real) real(p);
 }
+
+#endif
 
 /* ---- files */
 
@@ -210,7 +216,7 @@ enum { SQLITE_IOERR = 10 };
     int name parameters {                                                                          \
         static int(*real) parameters;                                                              \
         if (!real) *(void **)&real = find(#name);                                                  \
-        return hit(SQL) ? SQLITE_IOERR : real(__VA_ARGS__);                                        \
+        return hit_from(__builtin_return_address(0), SQL) ? SQLITE_IOERR : real(__VA_ARGS__);      \
     }
 FAILING_SQL(sqlite3_step, (void *row), row)
 FAILING_SQL(sqlite3_exec, (void *db, const char *sql, void *f, void *x, char **message), db, sql, f,
@@ -222,7 +228,7 @@ FAILING_SQL(sqlite3_blob_reopen, (void *blob, int64_t row), blob, row)
 int sqlite3_prepare_v2(void *db, const char *sql, int n, void **row, const char **rest);
 int sqlite3_prepare_v2(void *db, const char *sql, int n, void **row, const char **rest) {
     REAL(int, sqlite3_prepare_v2, void *, const char *, int, void **, const char **);
-    if (!hit(SQL)) return real(db, sql, n, row, rest);
+    if (!hit_from(__builtin_return_address(0), SQL)) return real(db, sql, n, row, rest);
     *row = NULL;
     return SQLITE_IOERR;
 }
@@ -233,7 +239,8 @@ int sqlite3_blob_open(void *db, const char *base, const char *table, const char 
                       int64_t row, int flags, void **blob) {
     REAL(int, sqlite3_blob_open, void *, const char *, const char *, const char *, int64_t, int,
          void **);
-    if (!hit(SQL)) return real(db, base, table, column, row, flags, blob);
+    if (!hit_from(__builtin_return_address(0), SQL))
+        return real(db, base, table, column, row, flags, blob);
     *blob = NULL;
     return SQLITE_IOERR;
 }
