@@ -10,7 +10,20 @@
 #include "base/str.h"
 #include "tests/test.h"
 
-/* Runs `steelyard ARGUMENTS`, returns its exit status; errors (if not NULL) gets stderr, owned. */
+static const char *folder;
+
+void enter(const char *name) { folder = test_folder(name); }
+
+const char *test_place(void) { return folder; }
+
+const char *at(const char *name) {
+    static char paths[16][512];
+    static int turn;
+    char *path = paths[turn++ % 16];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
 int program(char **errors, const char *format, ...) {
     struct str command = {0};
     char arguments[2000];

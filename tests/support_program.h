@@ -4,6 +4,13 @@
 
 #include "base/err.h"
 
+/* Makes an empty folder of this name the test's place. */
+void enter(const char *name);
+/* The folder entered last. */
+const char *test_place(void);
+/* A path in it; static, 16 in turn. */
+const char *at(const char *name);
+
 /* Runs `steelyard ARGUMENTS`, returns its exit status; errors (if not NULL) gets stderr, owned. */
 int program(char **errors, const char *format, ...) ERR_PRINTF(2, 3);
 /* Must succeed. */

@@ -23,16 +23,6 @@
 
 /* ---- helpers */
 
-static const char *folder;
-static char path_storage[8][512];
-/* A path in the test's folder; 8 of them in turn. */
-static const char *at(const char *name) {
-    static int turn;
-    char *path = path_storage[turn++ % 8];
-    snprintf(path, sizeof path_storage[0], "%s/%s", folder, name);
-    return path;
-}
-
 static void write_file(const char *path, const char *text) {
     struct err err = {0};
     test_ok(file_write(path, text, strlen(text), &err), &err);
@@ -40,7 +30,7 @@ static void write_file(const char *path, const char *text) {
 
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("capture");
+    enter("capture");
     return 0;
 }
 

@@ -22,16 +22,6 @@
 
 #define MODEL "tests/golden/deepseek_v3"
 
-static const char *folder;
-static char path_storage[16][512];
-/* A path in the test's folder; 16 of them in turn. */
-static const char *at(const char *name) {
-    static int turn;
-    char *path = path_storage[turn++ % 16];
-    snprintf(path, sizeof path_storage[0], "%s/%s", folder, name);
-    return path;
-}
-
 static void shell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static void shell(const char *format, ...) {
     char line[1600], *errors;
@@ -73,7 +63,7 @@ static const char *filled(const char *text) {
     struct str out = {0};
     for (const char *c = text; *c; c++)
         if (c[0] == 'F' && c[1] == '/')
-            str_puts(&out, folder);
+            str_puts(&out, test_place());
         else
             str_append(&out, c, 1);
     char *buffer = buffers[turn++ % 4];
@@ -92,7 +82,7 @@ static bool library_built;
 
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("fault");
+    enter("fault");
     char line[1200];
     snprintf(line, sizeof line,
              "cc -std=c11 -D_GNU_SOURCE -O1 -shared -fPIC " SANITIZED

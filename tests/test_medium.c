@@ -10,19 +10,9 @@
 
 #define MODEL "tests/golden/deepseek_v3"
 
-static const char *folder;
-static char path_storage[8][512];
-/* A path in the test's folder; 8 of them in turn. */
-static const char *at(const char *name) {
-    static int turn;
-    char *path = path_storage[turn++ % 8];
-    snprintf(path, sizeof path_storage[0], "%s/%s", folder, name);
-    return path;
-}
-
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("medium");
+    enter("medium");
     write_ids(at("a.ids"), 5, 90, 5);
     runs("capture " MODEL " --ids %s --out %s", at("a.ids"), at("run.db"));
     return 0;
@@ -31,7 +21,7 @@ static int begin(void **state) {
 /* Runs a script in which P is the program, F the folder; exit status, both streams owned. */
 static int script(const char *text, char **out, char **errors) {
     char line[3000];
-    snprintf(line, sizeof line, "P=%s; F=%s; export P F; %s", test_program(), folder, text);
+    snprintf(line, sizeof line, "P=%s; F=%s; export P F; %s", test_program(), test_place(), text);
     return test_run(line, out, errors);
 }
 

@@ -12,19 +12,9 @@
 
 #define MODEL "tests/golden/deepseek_v3"
 
-static const char *folder;
-static char path_storage[8][512];
-/* A path in the test's folder; 8 of them in turn. */
-static const char *at(const char *name) {
-    static int turn;
-    char *path = path_storage[turn++ % 8];
-    snprintf(path, sizeof path_storage[0], "%s/%s", folder, name);
-    return path;
-}
-
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("merge");
+    enter("merge");
     return 0;
 }
 
@@ -50,7 +40,7 @@ static void a_merge_is_row_for_row_the_capture_of_all_documents(void **state) {
     static const char *const options[] = {"--context 40 --pass-tokens 100",
                                           "--context 64 --pass-tokens 50 --threads 2", ""};
     for (int i = 0; i < 3; i++) {
-        folder = test_folder("merge");
+        enter("merge");
         capture_halves(options[i]);
         runs("merge %s %s --out %s", at("a.db"), at("b.db"), at("both.db"));
         same_content(at("both.db"), at("whole.db"));

@@ -14,19 +14,9 @@
 
 enum { FORMS = 3 };
 
-static const char *folder;
-static char path_storage[8][512];
-/* A path in the test's folder; 8 of them in turn. */
-static const char *at(const char *name) {
-    static int turn;
-    char *path = path_storage[turn++ % 8];
-    snprintf(path, sizeof path_storage[0], "%s/%s", folder, name);
-    return path;
-}
-
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("upgrade");
+    enter("upgrade");
     return 0;
 }
 
