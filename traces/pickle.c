@@ -17,6 +17,7 @@ struct reader {
     struct pickle **memo; /* owned */
     size_t memo_cap;
     size_t memo_next; /* of MEMOIZE */
+    size_t memo_most; /* picklers count from 0 or 1, and each entry takes bytes of the file */
     bool failed;
     struct err *err;
 };
@@ -121,12 +122,16 @@ static struct pickle **from_mark(struct reader *r, int *count) {
 static void memo_put(struct reader *r, uint64_t index) {
     struct pickle *p = top(r);
     if (!p) return;
+    if (index > r->memo_most) {
+        refuse(r, "found a memo index above the number of bytes");
+        return;
+    }
     if (index >= r->memo_cap) {
         size_t cap = r->memo_cap ? r->memo_cap : 256;
-        while (cap <= index && cap < (1u << 26)) cap *= 2;
-        struct pickle **memo = index < cap ? realloc(r->memo, cap * sizeof *memo) : NULL;
+        while (cap <= index) cap *= 2;
+        struct pickle **memo = realloc(r->memo, cap * sizeof *memo);
         if (!memo) {
-            refuse(r, "found a memo index that is too big");
+            refuse(r, "out of memory");
             return;
         }
         memset(memo + r->memo_cap, 0, (cap - r->memo_cap) * sizeof *memo);
@@ -527,7 +532,8 @@ static bool step(struct reader *r) {
 
 const struct pickle *pickle_read(struct arena *arena, const unsigned char *bytes, size_t len,
                                  struct err *err) {
-    struct reader r = {.arena = arena, .at = bytes, .end = bytes + len, .err = err};
+    struct reader r = {
+        .arena = arena, .at = bytes, .end = bytes + len, .memo_most = len, .err = err};
     while (step(&r)) continue;
     if (!r.failed && r.depth != 1) refuse(&r, "found no single value");
     const struct pickle *root = r.failed ? NULL : r.stack[0];
