@@ -55,8 +55,8 @@ struct capture {
     struct progress_line line;
     char model_id[65];
     char no_tokenizer[512];
-    int64_t pass_first, pass_tokens; /* of the pass that runs */
-    int64_t started_at;              /* tokens that were there before */
+    int64_t pass_first, pass_tokens, passes; /* of the pass that runs */
+    int64_t started_at;                      /* tokens that were there before */
     double seconds;
     atomic_bool stop; /* another process has failed */
 };
@@ -239,6 +239,7 @@ static bool run_passes(struct capture *c, struct err *err) {
         end = pass_end(c, w);
         if (c->corpus.window_start[w] < c->started_at) continue; /* there already */
         if (!run_pass(c, w, end, err)) return false;
+        c->passes++;
     }
     return true;
 }
@@ -289,6 +290,14 @@ static bool finish(struct capture *c, bool ok, struct err *err) {
     if (!ok && kept && err->code == ERR_CANCELLED)
         err_set(err, ERR_CANCELLED, "%s: interrupted; --resume goes on from here", c->request->out);
     return ok && closed;
+}
+
+/* With a bound: how often the weights had to be read. */
+static void note_reading(struct capture *c) {
+    if (c->request->memory == 0) return;
+    str_printf(&c->notes, "--memory: %.2f GB of weights were read in %lld pass%s\n",
+               (double)engine_read_bytes(c->engine) / 1e9, (long long)c->passes,
+               c->passes == 1 ? "" : "es");
 }
 
 static void release(struct capture *c) {
@@ -371,6 +380,7 @@ static bool capture(const struct request *request, struct err *err) {
     if (ok && leads()) ok = parts_join(&c.parts, request->force, &c.line.progress, &c.notes, err);
     progress_end(&c.line);
     if (ok && leads()) ok = print_summary(&c, err);
+    if (ok) note_reading(&c);
     if (ok && leads()) print_notes(str_text(&c.notes));
     release(&c);
     return processes_agree(all, ok, err);

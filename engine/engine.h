@@ -96,4 +96,9 @@ struct engine_sink {
 bool engine_run(struct engine *engine, const struct engine_pass *pass,
                 const struct engine_sink *sink, const struct progress *progress, struct err *err);
 
+/* Bytes of the checkpoint that were read for packed weights and vectors so far: where weights are
+ * not kept, each pass adds every tensor of its layers once (routed experts without a token: not at
+ * all). */
+int64_t engine_read_bytes(const struct engine *engine);
+
 #endif

@@ -13,6 +13,8 @@
 #include "engine/weights.h"
 #include "router/stream.h"
 
+struct expert_pass;
+
 struct forward {
     const struct model_spec *spec; /* borrows all */
     const struct kernels *kernels;
@@ -23,10 +25,11 @@ struct forward {
     const bool *is_long;  /* [M] the window is longer than a longrope's threshold; or NULL */
     const int64_t *start; /* [windows+1]: first row of each window, then M */
     int windows;
-    int64_t tokens;         /* M */
-    int64_t first;          /* of the stretch, within the pass */
-    struct arena *scratch;  /* reset by pass.c between halves of a layer */
-    struct loader *experts; /* of the layer in hand, where routed experts are loaded in groups */
+    int64_t tokens;              /* M */
+    int64_t first;               /* of the stretch, within the pass */
+    int64_t rows_limit;          /* rows of experts' products at a time; 0 = any number */
+    struct arena *scratch;       /* reset by pass.c between halves of a layer */
+    struct expert_pass *experts; /* of the layer in hand, where experts come in groups; or NULL */
     struct err *err;
 };
 
@@ -51,6 +54,11 @@ bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ff
                  const struct route_target *target, const float *in, float *out);
 
 /* ---- helpers */
+
+/* The mixture of a layer, NULL when it has none; and its weights. */
+const struct ffn_spec *layer_mixture(const struct layer_spec *layer);
+const struct ffn_weights *layer_mixture_weights(const struct layer_spec *layer,
+                                                const struct layer_weights *weights);
 
 /* Floats for this half of a layer; NULL with err set. */
 float *forward_floats(struct forward *f, int64_t rows, int64_t columns);

@@ -6,6 +6,15 @@
 
 enum { ROWS_PER_JOB = 16 };
 
+const struct ffn_spec *layer_mixture(const struct layer_spec *layer) {
+    return layer->side.experts ? &layer->side : layer->ffn.experts ? &layer->ffn : NULL;
+}
+
+const struct ffn_weights *layer_mixture_weights(const struct layer_spec *layer,
+                                                const struct layer_weights *weights) {
+    return layer->side.experts ? &weights->side : &weights->ffn;
+}
+
 float *forward_floats(struct forward *f, int64_t rows, int64_t columns) {
     float *floats = arena_room(f->scratch, (size_t)rows, (size_t)columns * sizeof *floats);
     if (!floats) err_memory(f->err, "activations of a layer");

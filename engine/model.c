@@ -124,9 +124,9 @@ static bool finite(const float *values, int64_t n) {
 
 static bool open_router(struct engine *engine, int step, struct err *err) {
     const struct layer_spec *layer = &engine->spec.layer[step];
-    const struct ffn_spec *ffn = layer->side.experts ? &layer->side : &layer->ffn;
+    const struct ffn_spec *ffn = layer_mixture(layer);
     engine->router_of[step] = -1;
-    if (ffn->experts == 0) return true;
+    if (!ffn) return true;
     struct engine_router *router = &engine->router[engine->info.routers];
     router->layer = layer->number;
     router->experts = ffn->experts;
@@ -220,9 +220,11 @@ static bool group_experts(struct engine *engine, size_t limit, struct err *err) 
         if (!load_layer(&loader, layer, &unused)) return false;
         engine->layer_bytes[i] = loader.used_bytes;
         if (loader.used_bytes > engine->largest_bytes) engine->largest_bytes = loader.used_bytes;
-        const struct ffn_spec *ffn = layer->side.experts ? &layer->side : &layer->ffn;
-        size_t one = ffn->experts ? expert_bytes(&loader, ffn) : 0;
-        if (one > most) most = one;
+        const struct ffn_spec *ffn = layer_mixture(layer);
+        for (int e = 0; ffn && e < ffn->experts - ffn->identity_experts; e++) {
+            size_t one = expert_bytes(&loader, ffn, e);
+            if (one > most) most = one;
+        }
     }
     if (engine->largest_bytes + most > limit)
         return err_set(err, ERR_USAGE,
@@ -245,7 +247,7 @@ static bool decide_residence(struct engine *engine, struct err *err) {
     return group_experts(engine, half, err);
 }
 
-void model_read_ahead(struct engine *engine, int step) {
+void model_read_ahead(const struct engine *engine, int step) {
     struct layer_weights unused;
     struct err ignored;
     struct loader loader = model_loader(engine, &ignored);
@@ -341,3 +343,10 @@ void engine_close(struct engine *engine) {
 }
 
 const struct engine_info *engine_info(const struct engine *engine) { return &engine->info; }
+
+int64_t engine_read_bytes(const struct engine *engine) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < engine->tensors.count; i++)
+        bytes += engine->tensors.items[i].read_bytes;
+    return bytes;
+}

@@ -45,7 +45,7 @@ const struct layer_weights *model_layer(struct engine *engine, int step, struct 
 struct loader model_loader(const struct engine *engine, struct err *err);
 
 /* Asks the system for the file pages of a step that comes next, when layers are not resident. */
-void model_read_ahead(struct engine *engine, int step);
+void model_read_ahead(const struct engine *engine, int step);
 /* A loader of the routed experts of a step, with memory for a group of them (grouped). */
 bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err);
 

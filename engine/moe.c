@@ -1,45 +1,18 @@
 /* moe.c - feed-forward of a stretch of tokens: dense, or a mixture of experts
  *
  * A mixture: f32 router logits, choices and weights through router/route.h (law 1), the tokens of
- * each expert gathered (in order of tokens), one grouped product for all experts' gate and up
- * matrices and one for their down matrices, and per token a sum in order of selection, so that a
- * token's result depends on nothing but its own row. */
+ * each expert gathered (in order of tokens), one grouped product for the gate and up matrices of
+ * the experts at hand and one for their down matrices, and per token a sum in the order of its
+ * experts' indices: a token's result depends on nothing but its own row, and experts may come all
+ * at once or some at a time (experts.c) without changing a bit. */
+#include "engine/mixture.h"
+
 #include <math.h>
 #include <string.h>
 
-#include "engine/forward.h"
-#include "router/stream.h"
+#include "engine/experts.h"
 
-enum { ROUTE_BLOCK = 64, BLOCK_TOKENS = 4096 };
-
-/* One call on at most BLOCK_TOKENS tokens. */
-struct mixture {
-    struct forward *f;
-    const struct ffn_spec *spec;
-    const struct ffn_weights *weights;
-    struct route_stream *stream;
-    int64_t tokens;
-    int64_t piece, piece_tokens; /* those that one bias routes */
-    int k;
-    const float *in;        /* [tokens,H] */
-    float *out;             /* [tokens,H] */
-    float *logits;          /* [tokens,E] */
-    int32_t *expert;        /* [tokens,k] */
-    float *weight;          /* [tokens,k] */
-    int32_t *slot;          /* [tokens,k]: row of the expert products; -1 = identity expert */
-    int32_t *row;           /* [slots]: token of a slot */
-    float *slot_weight;     /* [slots] */
-    int64_t *begin;         /* [experts+1]: first slot of each expert */
-    float *inner;           /* [slots,2I] */
-    struct gemm *items;     /* [experts] */
-    float *product;         /* [slots,H] */
-    float *scaled;          /* [slots,H]: inputs times weights (llama4) */
-    float *shared;          /* [tokens,H] or NULL */
-    float *shared_gate;     /* [tokens] or NULL */
-    int64_t *bad;           /* [blocks]: first non-finite logit of each block, -1 = none */
-    unsigned char *scratch; /* per worker */
-    size_t scratch_bytes;
-};
+enum { ROUTE_BLOCK = 64 };
 
 static bool dense(struct forward *f, const struct glu_spec *glu, const struct glu_weights *w,
                   const float *in, int64_t m, float *out) {
@@ -61,234 +34,294 @@ static bool dense(struct forward *f, const struct glu_spec *glu, const struct gl
 
 /* ---- routing */
 
-static void route_block(void *context, int64_t job, int worker) {
-    const struct mixture *x = context;
-    int64_t first = x->piece + job * ROUTE_BLOCK, experts = x->spec->experts;
-    int64_t n = x->piece + x->piece_tokens - first;
-    if (n > ROUTE_BLOCK) n = ROUTE_BLOCK;
-    float *logits = x->logits + first * experts;
-    if (x->spec->softcap > 0)
-        for (int64_t i = 0; i < n * experts; i++)
-            logits[i] = x->spec->softcap * tanhf(logits[i] / x->spec->softcap);
-    struct routes routes = {.expert = x->expert + first * x->k, .weight = x->weight + first * x->k};
-    int64_t bad = route_stream_route(x->stream, n, logits, &routes,
-                                     x->scratch + (size_t)worker * x->scratch_bytes);
-    x->bad[job] = bad < 0 ? -1 : bad + first * experts;
+/* Tokens of a block on their way through the router. */
+struct routing {
+    const struct mixture *x;
+    struct route_stream *stream;
+    int64_t piece, piece_tokens; /* those that one bias routes */
+    float *logits;               /* [tokens,E] */
+    int32_t *expert;             /* [tokens,k] */
+    float *weight;               /* [tokens,k] */
+    int64_t *bad;                /* [blocks]: first non-finite logit of each, -1 = none */
+    unsigned char *scratch;      /* per worker */
+    size_t scratch_bytes;
+};
+
+static bool allocate_routing(struct routing *r) {
+    const struct mixture *x = r->x;
+    struct arena *arena = x->f->scratch;
+    size_t tokens = (size_t)x->tokens, choices = tokens * (size_t)x->k;
+    r->scratch_bytes = route_stream_scratch_bytes(r->stream);
+    r->logits = forward_floats(x->f, x->tokens, x->spec->experts);
+    r->expert = arena_room(arena, choices, sizeof *r->expert);
+    r->weight = arena_room(arena, choices, sizeof *r->weight);
+    r->bad = arena_alloc(arena, tokens / ROUTE_BLOCK + 1, sizeof *r->bad);
+    r->scratch = arena_alloc(arena, (size_t)pool_size(x->f->pool), r->scratch_bytes);
+    if (r->logits && r->expert && r->weight && r->bad && r->scratch) return true;
+    return err_memory(x->f->err, "routing");
 }
 
-static bool refuse_logit(const struct mixture *x, int layer, int64_t first, int64_t bad) {
-    int64_t token = bad / x->spec->experts, expert = bad % x->spec->experts;
-    return err_set(x->f->err, ERR_DATA,
+static void route_block(void *context, int64_t job, int worker) {
+    const struct routing *r = context;
+    const struct ffn_spec *spec = r->x->spec;
+    int64_t first = r->piece + job * ROUTE_BLOCK, experts = spec->experts, k = r->x->k;
+    int64_t n = r->piece + r->piece_tokens - first;
+    if (n > ROUTE_BLOCK) n = ROUTE_BLOCK;
+    float *logits = r->logits + first * experts;
+    if (spec->softcap > 0)
+        for (int64_t i = 0; i < n * experts; i++)
+            logits[i] = spec->softcap * tanhf(logits[i] / spec->softcap);
+    struct routes routes = {.expert = r->expert + first * k, .weight = r->weight + first * k};
+    int64_t bad = route_stream_route(r->stream, n, logits, &routes,
+                                     r->scratch + (size_t)worker * r->scratch_bytes);
+    r->bad[job] = bad < 0 ? -1 : bad + first * experts;
+}
+
+static bool refuse_logit(const struct routing *r, int layer, int64_t first, int64_t bad) {
+    int64_t token = bad / r->x->spec->experts, expert = bad % r->x->spec->experts;
+    return err_set(r->x->f->err, ERR_DATA,
                    "router logit of layer %d, token %lld, expert %lld: found %g, expected a finite "
                    "number",
-                   layer, (long long)(x->f->first + first + token), (long long)expert,
-                   (double)x->logits[bad]);
+                   layer, (long long)(r->x->f->first + first + token), (long long)expert,
+                   (double)r->logits[bad]);
 }
 
 /* Piece by piece: the bias moves where a balance batch ends, whatever the blocks and passes are. */
-static bool route_pieces(struct mixture *x, const struct route_target *target, int64_t first) {
-    int64_t room;
-    for (x->piece = 0; x->piece < x->tokens; x->piece += x->piece_tokens) {
-        room = route_stream_room(x->stream);
-        x->piece_tokens = room < x->tokens - x->piece ? room : x->tokens - x->piece;
-        int64_t blocks = (x->piece_tokens + ROUTE_BLOCK - 1) / ROUTE_BLOCK;
-        pool_run(x->f->pool, blocks, route_block, x);
+static bool route_pieces(struct routing *r, const struct route_target *target, int64_t first) {
+    int64_t room, tokens = r->x->tokens;
+    for (r->piece = 0; r->piece < tokens; r->piece += r->piece_tokens) {
+        room = route_stream_room(r->stream);
+        r->piece_tokens = room < tokens - r->piece ? room : tokens - r->piece;
+        int64_t blocks = (r->piece_tokens + ROUTE_BLOCK - 1) / ROUTE_BLOCK;
+        pool_run(r->x->f->pool, blocks, route_block, r);
         for (int64_t b = 0; b < blocks; b++)
-            if (x->bad[b] >= 0) return refuse_logit(x, target->router->layer, first, x->bad[b]);
-        route_stream_feed(x->stream, x->piece_tokens, x->logits + x->piece * x->spec->experts,
-                          x->expert + x->piece * x->k);
+            if (r->bad[b] >= 0) return refuse_logit(r, target->router->layer, first, r->bad[b]);
+        route_stream_feed(r->stream, r->piece_tokens, r->logits + r->piece * r->x->spec->experts,
+                          r->expert + r->piece * r->x->k);
     }
     return true;
 }
 
-static bool route(struct mixture *x, const struct route_target *target, int64_t first) {
-    struct forward *f = x->f;
-    forward_linear(f, x->weights->router, x->weights->router_bias, x->in, f->spec->hidden,
-                   x->tokens, x->logits, x->spec->experts);
-    if (!route_pieces(x, target, first)) return false;
-    if (!target->sink || !target->sink->routes) return true;
-    return target->sink->routes(target->sink->context, target->index, f->first + first, x->tokens,
-                                x->logits, x->expert, x->weight, f->err);
-}
-
-/* ---- experts */
-
-/* Sorts the choices by expert, tokens in order within each. */
-static void place(struct mixture *x, int real) {
-    int64_t choices = x->tokens * x->k;
-    memset(x->begin, 0, (size_t)(real + 1) * sizeof *x->begin);
-    for (int64_t i = 0; i < choices; i++)
-        if (x->expert[i] < real) x->begin[x->expert[i] + 1]++;
-    for (int e = 0; e < real; e++) x->begin[e + 1] += x->begin[e];
+/* Sorts the choices by expert, tokens in order within each; the slots of a token rise with its
+ * experts. */
+static bool place(struct mixture *x, const struct routing *r) {
+    int64_t choices = x->tokens * x->k, *begin = x->begin;
+    int experts = x->spec->experts;
+    int32_t *placed = arena_alloc(x->f->scratch, (size_t)x->tokens, sizeof *placed);
+    if (!placed) return err_memory(x->f->err, "routing");
+    memset(begin, 0, (size_t)(experts + 1) * sizeof *begin);
+    for (int64_t i = 0; i < choices; i++) begin[r->expert[i] + 1]++;
+    for (int e = 0; e < experts; e++) begin[e + 1] += begin[e];
     for (int64_t i = 0; i < choices; i++) {
-        if (x->expert[i] >= real) {
-            x->slot[i] = -1;
-            continue;
-        }
-        int64_t at = x->begin[x->expert[i]]++;
-        x->slot[i] = (int32_t)at;
+        int64_t at = begin[r->expert[i]]++;
         x->row[at] = (int32_t)(i / x->k);
-        x->slot_weight[at] = x->weight[i];
+        x->weight[at] = r->weight[i];
     }
-    for (int e = real; e > 0; e--) x->begin[e] = x->begin[e - 1];
-    x->begin[0] = 0;
-}
-
-static void scale_slot(void *context, int64_t slot) {
-    const struct mixture *x = context;
-    int64_t hidden = x->f->spec->hidden;
-    const float *from = x->in + x->row[slot] * hidden;
-    for (int64_t i = 0; i < hidden; i++)
-        x->scaled[slot * hidden + i] = from[i] * x->slot_weight[slot];
-}
-
-/* Experts [first, last) on their slots: expert[] begins at `first`. */
-static bool run_group(struct mixture *x, const struct glu_weights *expert, int first, int last) {
-    struct forward *f = x->f;
-    const struct glu_spec *glu = &x->spec->expert;
-    int64_t hidden = f->spec->hidden, wide = 2 * glu->width;
-    float *inner = x->inner + x->begin[first] * wide;
-    for (int e = first; e < last; e++)
-        x->items[e - first] =
-            (struct gemm){.weight = expert[e - first].in,
-                          .a = x->scaled ? x->scaled + x->begin[e] * hidden : x->in,
-                          .rows = x->scaled ? NULL : x->row + x->begin[e],
-                          .bias = expert[e - first].in_bias,
-                          .c = x->inner + x->begin[e] * wide,
-                          .m = x->begin[e + 1] - x->begin[e],
-                          .lda = hidden,
-                          .ldc = wide};
-    gemm_grouped(f->kernels, f->pool, x->items, last - first);
-    glu_activate(f, glu, inner, x->begin[last] - x->begin[first]);
-    for (int e = first; e < last; e++)
-        x->items[e - first] = (struct gemm){.weight = expert[e - first].down,
-                                            .a = x->inner + x->begin[e] * wide,
-                                            .bias = expert[e - first].down_bias,
-                                            .c = x->product + x->begin[e] * hidden,
-                                            .m = x->begin[e + 1] - x->begin[e],
-                                            .lda = wide,
-                                            .ldc = hidden};
-    gemm_grouped(f->kernels, f->pool, x->items, last - first);
-    return true;
-}
-
-/* Asks for the file pages of the next group, which are read while this one computes. */
-static void expect_experts(const struct mixture *x, int first, int real) {
-    struct loader ahead = *x->f->experts;
-    struct glu_weights unused;
-    ahead.memory = NULL;
-    ahead.ahead_bytes = ahead.capacity_bytes;
-    for (int e = first; e < real && ahead.used_bytes < 2 * ahead.capacity_bytes; e++)
-        if (x->begin[e] < x->begin[e + 1] && !load_expert(&ahead, x->spec, e, &unused)) return;
-}
-
-/* As many experts at a time as there is memory for; those without tokens are not read. */
-static bool run_groups(struct mixture *x, int real) {
-    struct loader *loader = x->f->experts;
-    size_t one = expert_bytes(loader, x->spec);
-    struct glu_weights *expert = arena_alloc(x->f->scratch, (size_t)real, sizeof *expert);
-    if (!expert) return err_memory(x->f->err, "experts");
-    for (int first = 0, last; first < real; first = last) {
-        loader->used_bytes = 0;
-        for (last = first; last < real; last++) {
-            expert[last - first] = (struct glu_weights){0};
-            if (x->begin[last] == x->begin[last + 1]) break;
-            if (loader->used_bytes + one > loader->capacity_bytes) break;
-            if (!load_expert(loader, x->spec, last, &expert[last - first])) return false;
-        }
-        expect_experts(x, last, real);
-        if (last > first && !run_group(x, expert, first, last)) return false;
-        if (last == first) last++; /* no tokens */
+    for (int e = experts; e > 0; e--) begin[e] = begin[e - 1];
+    begin[0] = 0;
+    for (int64_t at = 0; at < choices; at++) {
+        int32_t t = x->row[at];
+        x->slot[t * x->k + placed[t]++] = (int32_t)at;
     }
     return true;
 }
 
-static bool run_experts(struct mixture *x, int real) {
-    struct forward *f = x->f;
-    int64_t hidden = f->spec->hidden, slots = x->begin[real];
-    x->inner = forward_floats(f, slots, 2 * x->spec->expert.width);
-    x->items = arena_alloc(f->scratch, (size_t)real, sizeof *x->items);
-    x->product = forward_floats(f, slots, hidden);
-    if (!x->inner || !x->items || !x->product) return err_memory(f->err, "experts");
-    if (x->spec->scale_input) {
-        x->scaled = forward_floats(f, slots, hidden);
-        if (!x->scaled) return false;
-        forward_rows(f->pool, slots, scale_slot, x);
-    }
-    return x->weights->expert ? run_group(x, x->weights->expert, 0, real) : run_groups(x, real);
+static void clear_row(void *context, int64_t t) {
+    const struct mixture *x = context;
+    int64_t hidden = x->f->spec->hidden;
+    memset(x->out + t * hidden, 0, (size_t)hidden * sizeof *x->out);
 }
 
-/* out <- combined_scale (routed_scale sum_s w_s y_s + shared), in order of selection. */
-static void combine_row(void *context, int64_t t) {
-    const struct mixture *x = context;
-    const struct ffn_spec *spec = x->spec;
+bool mixture_route(struct mixture *x, const struct route_target *target, int64_t first) {
+    struct forward *f = x->f;
+    const struct engine_sink *sink = target->sink;
+    struct routing r = {.x = x, .stream = target->stream};
+    if (!allocate_routing(&r)) return false;
+    forward_linear(f, x->weights->router, x->weights->router_bias, x->in, f->spec->hidden,
+                   x->tokens, r.logits, x->spec->experts);
+    if (!route_pieces(&r, target, first) || !place(x, &r)) return false;
+    forward_rows(f->pool, x->tokens, clear_row, x);
+    if (!sink || !sink->routes) return true;
+    return sink->routes(sink->context, target->index, f->first + first, x->tokens, r.logits,
+                        r.expert, r.weight, f->err);
+}
+
+/* ---- routed experts */
+
+/* Some experts on their slots [lo, hi). */
+struct batch {
+    const struct mixture *x;
+    int64_t lo, hi;
+    float *inner;       /* [hi-lo,2I] */
+    float *product;     /* [hi-lo,H] */
+    float *scaled;      /* [hi-lo,H]: inputs times weights (llama4), or NULL */
+    struct gemm *items; /* [experts] */
+};
+
+static void scale_slot(void *context, int64_t i) {
+    const struct batch *b = context;
+    const struct mixture *x = b->x;
     int64_t hidden = x->f->spec->hidden;
-    float *out = x->out + t * hidden;
-    memset(out, 0, (size_t)hidden * sizeof *out);
+    const float *from = x->in + x->row[b->lo + i] * hidden;
+    float *to = b->scaled + i * hidden;
+    for (int64_t j = 0; j < hidden; j++) to[j] = from[j] * x->weight[b->lo + i];
+}
+
+/* out <- out + routed_scale sum_s w_s y_s over the slots at hand, by rising expert. */
+static void add_row(void *context, int64_t t) {
+    const struct batch *b = context;
+    const struct mixture *x = b->x;
+    int64_t hidden = x->f->spec->hidden;
     for (int s = 0; s < x->k; s++) {
-        int32_t slot = x->slot[t * x->k + s];
-        const float *from = slot < 0 ? x->in + t * hidden : x->product + slot * hidden;
-        float w = x->scaled ? 1 : x->weight[t * x->k + s];
-        vector_axpy(x->f->kernels, w * spec->routed_scale, from, out, hidden);
+        int64_t slot = x->slot[t * x->k + s];
+        if (slot < b->lo) continue;
+        if (slot >= b->hi) break;
+        float w = b->scaled ? 1 : x->weight[slot];
+        vector_axpy(x->f->kernels, w * x->spec->routed_scale, b->product + (slot - b->lo) * hidden,
+                    x->out + t * hidden, hidden);
     }
-    if (x->shared) {
-        float g = x->shared_gate ? 1 / (1 + expf(-x->shared_gate[t])) : 1;
-        vector_axpy(x->f->kernels, g, x->shared + t * hidden, out, hidden);
+}
+
+/* One product for each of the experts [first, last) that has slots: the first of the unit, or the
+ * second. */
+static void run_products(const struct batch *b, const struct glu_weights *expert, int first,
+                         int last, bool down) {
+    const struct mixture *x = b->x;
+    int64_t hidden = x->f->spec->hidden, wide = 2 * x->spec->expert.width;
+    int count = 0;
+    for (int e = first; e < last; e++) {
+        const struct glu_weights *w = &expert[e - first];
+        int64_t slot = x->begin[e] - b->lo, m = x->begin[e + 1] - x->begin[e];
+        float *inner = b->inner + slot * wide;
+        if (m == 0) continue;
+        if (down)
+            b->items[count++] = (struct gemm){
+                w->down, inner, NULL, w->down_bias, b->product + slot * hidden, m, wide, hidden};
+        else if (b->scaled)
+            b->items[count++] = (struct gemm){
+                w->in, b->scaled + slot * hidden, NULL, w->in_bias, inner, m, hidden, wide};
+        else
+            b->items[count++] = (struct gemm){
+                w->in, x->in, x->row + x->begin[e], w->in_bias, inner, m, hidden, wide};
+    }
+    gemm_grouped(x->f->kernels, x->f->pool, b->items, count);
+}
+
+/* Experts [first, last); expert[] begins at `first`. */
+static void run_batch(struct batch *b, const struct glu_weights *expert, int first, int last) {
+    const struct mixture *x = b->x;
+    struct pool *pool = x->f->pool;
+    b->lo = x->begin[first];
+    b->hi = x->begin[last];
+    if (b->scaled) forward_rows(pool, b->hi - b->lo, scale_slot, b);
+    run_products(b, expert, first, last, false);
+    glu_activate(x->f, &x->spec->expert, b->inner, b->hi - b->lo);
+    run_products(b, expert, first, last, true);
+    forward_rows(pool, x->tokens, add_row, b);
+}
+
+/* Experts from `first` on whose slots together are within the limit; at least one. */
+static int batch_end(const struct mixture *x, int first, int last) {
+    int64_t limit = x->f->rows_limit;
+    int end = first + 1;
+    if (limit == 0) return last;
+    while (end < last && x->begin[end + 1] - x->begin[first] <= limit) end++;
+    return end;
+}
+
+bool mixture_add(struct mixture *x, const struct glu_weights *expert, int first, int last) {
+    struct forward *f = x->f;
+    struct batch b = {.x = x};
+    int64_t most = 0, hidden = f->spec->hidden;
+    for (int e = first, end; e < last; e = end) {
+        end = batch_end(x, e, last);
+        if (x->begin[end] - x->begin[e] > most) most = x->begin[end] - x->begin[e];
+    }
+    if (most == 0) return true;
+    b.inner = forward_floats(f, most, 2 * x->spec->expert.width);
+    b.product = forward_floats(f, most, hidden);
+    b.items = arena_alloc(f->scratch, (size_t)(last - first), sizeof *b.items);
+    if (x->spec->scale_input) b.scaled = forward_floats(f, most, hidden);
+    if (!b.inner || !b.product || !b.items || (x->spec->scale_input && !b.scaled))
+        return err_memory(f->err, "experts");
+    for (int e = first, end; e < last; e = end) {
+        end = batch_end(x, e, last);
+        run_batch(&b, expert + (e - first), e, end);
+    }
+    return true;
+}
+
+/* ---- what every token gets */
+
+struct finish {
+    const struct mixture *x;
+    float *shared;      /* [tokens,H] or NULL */
+    float *shared_gate; /* [tokens] or NULL */
+};
+
+/* out <- combined_scale (out + routed_scale sum of w in over identity experts + shared) */
+static void finish_row(void *context, int64_t t) {
+    const struct finish *e = context;
+    const struct mixture *x = e->x;
+    const struct ffn_spec *spec = x->spec;
+    int64_t hidden = x->f->spec->hidden, real = x->begin[spec->experts - spec->identity_experts];
+    float *out = x->out + t * hidden;
+    for (int s = 0; s < x->k; s++) {
+        int64_t slot = x->slot[t * x->k + s];
+        if (slot >= real)
+            vector_axpy(x->f->kernels, x->weight[slot] * spec->routed_scale, x->in + t * hidden,
+                        out, hidden);
+    }
+    if (e->shared) {
+        float g = e->shared_gate ? 1 / (1 + expf(-e->shared_gate[t])) : 1;
+        vector_axpy(x->f->kernels, g, e->shared + t * hidden, out, hidden);
     }
     if (spec->combined_scale != 1)
         for (int64_t i = 0; i < hidden; i++) out[i] *= spec->combined_scale;
 }
 
-static bool run_shared(struct mixture *x) {
+static bool run_shared(struct finish *e) {
+    const struct mixture *x = e->x;
     struct forward *f = x->f;
     if (x->spec->shared.width == 0) return true;
-    x->shared = forward_floats(f, x->tokens, f->spec->hidden);
-    if (!x->shared || !dense(f, &x->spec->shared, &x->weights->shared, x->in, x->tokens, x->shared))
+    e->shared = forward_floats(f, x->tokens, f->spec->hidden);
+    if (!e->shared || !dense(f, &x->spec->shared, &x->weights->shared, x->in, x->tokens, e->shared))
         return false;
     if (!x->weights->shared_gate) return true;
-    x->shared_gate = forward_floats(f, x->tokens, 1);
-    if (!x->shared_gate) return false;
+    e->shared_gate = forward_floats(f, x->tokens, 1);
+    if (!e->shared_gate) return false;
     forward_linear(f, x->weights->shared_gate, NULL, x->in, f->spec->hidden, x->tokens,
-                   x->shared_gate, 1);
+                   e->shared_gate, 1);
     return true;
 }
+
+bool mixture_finish(struct mixture *x) {
+    struct finish e = {.x = x};
+    if (!run_shared(&e)) return false;
+    forward_rows(x->f->pool, x->tokens, finish_row, &e);
+    return true;
+}
+
+/* ---- the whole */
 
 static bool allocate(struct mixture *x) {
     struct arena *arena = x->f->scratch;
-    size_t tokens = (size_t)x->tokens, choices = tokens * (size_t)x->k;
-    size_t blocks = tokens / ROUTE_BLOCK + 1;
-    x->scratch_bytes = route_stream_scratch_bytes(x->stream);
-    x->logits = forward_floats(x->f, x->tokens, x->spec->experts);
-    x->expert = arena_room(arena, choices, sizeof *x->expert);
-    x->weight = arena_room(arena, choices, sizeof *x->weight);
+    size_t choices = (size_t)x->tokens * (size_t)x->k;
     x->slot = arena_room(arena, choices, sizeof *x->slot);
     x->row = arena_room(arena, choices, sizeof *x->row);
-    x->slot_weight = arena_room(arena, choices, sizeof *x->slot_weight);
+    x->weight = arena_room(arena, choices, sizeof *x->weight);
     x->begin = arena_alloc(arena, (size_t)x->spec->experts + 1, sizeof *x->begin);
-    x->bad = arena_alloc(arena, blocks, sizeof *x->bad);
-    x->scratch = arena_alloc(arena, (size_t)pool_size(x->f->pool), x->scratch_bytes);
-    if (x->logits && x->expert && x->weight && x->slot && x->row && x->slot_weight && x->begin &&
-        x->bad && x->scratch)
-        return true;
-    return err_memory(x->f->err, "routing");
-}
-
-static bool mixture_block(struct mixture *x, const struct route_target *target, int64_t first) {
-    int real = x->spec->experts - x->spec->identity_experts;
-    if (!allocate(x) || !route(x, target, first)) return false;
-    place(x, real);
-    if (!run_experts(x, real) || !run_shared(x)) return false;
-    forward_rows(x->f->pool, x->tokens, combine_row, x);
-    return true;
+    return (x->slot && x->row && x->weight && x->begin) || err_memory(x->f->err, "routing");
 }
 
 bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ffn_weights *weights,
                  const struct route_target *target, const float *in, float *out) {
     int64_t hidden = f->spec->hidden;
     bool ok = true;
-    for (int64_t first = 0; first < f->tokens && ok; first += BLOCK_TOKENS) {
+    if (spec->experts && f->experts) return experts_finish(f->experts, f, spec, weights, out);
+    for (int64_t first = 0; first < f->tokens && ok; first += MIXTURE_TOKENS) {
         int64_t tokens = f->tokens - first;
-        if (tokens > BLOCK_TOKENS) tokens = BLOCK_TOKENS;
+        if (tokens > MIXTURE_TOKENS) tokens = MIXTURE_TOKENS;
         const float *from = in + first * hidden;
         float *to = out + first * hidden;
         if (spec->experts == 0) {
@@ -298,12 +331,13 @@ bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ff
         struct mixture x = {.f = f,
                             .spec = spec,
                             .weights = weights,
-                            .stream = target->stream,
                             .tokens = tokens,
                             .k = target->router->gate.topk,
                             .in = from,
                             .out = to};
-        ok = mixture_block(&x, target, first);
+        ok = allocate(&x) && mixture_route(&x, target, first) &&
+             mixture_add(&x, weights->expert, 0, spec->experts - spec->identity_experts) &&
+             mixture_finish(&x);
     }
     return ok;
 }

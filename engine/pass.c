@@ -1,15 +1,19 @@
 /* pass.c - one pass over a corpus: all tokens through a layer, then the next (layer-major)
  *
- * The residual stream of the whole pass stays in memory; inside a layer the pass is cut into
- * stretches of whole windows, so that the other activations stay small. */
+ * The residual stream of the whole pass stays; inside a layer the pass is cut into stretches of
+ * whole windows, so that the other activations stay small. A layer whose experts do not fit into
+ * the memory is run in three rounds (experts.h). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/experts.h"
 #include "engine/model.h"
 
-/* Hidden states of more than 1/SPILL_SHARE of the bound on memory lie in a file. */
-enum { STRETCH_TOKENS = 4096, SPILL_SHARE = 8 };
+/* Of a bound on memory: hidden states of more than 1/SPILL_SHARE lie in a file, and stretches are
+ * so short that their activations take 1/ACTIVATION_SHARE, once a first layer has shown how much
+ * FIRST_TOKENS need. */
+enum { STRETCH_TOKENS = 4096, FIRST_TOKENS = 512, SPILL_SHARE = 8, ACTIVATION_SHARE = 4 };
 
 struct pass {
     struct engine *engine;
@@ -19,10 +23,15 @@ struct pass {
     float *hidden; /* [T,H] */
     float *stash;  /* [T,H]: output of a side mixture that joins later, or NULL */
     struct spill hidden_spill, stash_spill; /* behind them */
+    struct expert_pass experts;             /* where experts come in groups */
     int32_t *position;                      /* [T] */
     bool *is_long;                          /* [T] or NULL */
     int64_t *start;                         /* [windows+1] of the stretch in hand */
     int64_t embedded;                       /* tokens */
+    int64_t stretch_tokens;                 /* of a stretch of several windows, at most */
+    int64_t longest_stretch;                /* of the layer in hand, or stretch_tokens */
+    size_t token_bytes;                     /* most activations of a token so far */
+    int64_t shown;                          /* tokens of the layer in hand, for progress */
     struct arena tables;
     struct rope_table *ropes;
     struct err *err;
@@ -148,19 +157,22 @@ struct half {
     struct forward *f;
     const struct step_spec *step;
     const struct norm_weights *in, *out;
-    float *x, *normed, *result;
+    float *x;
+    const float *normed;
+    float *result;
 };
 
-/* normed <- in(x); the residual stream itself where there is no norm. */
-static bool half_begin(struct half *h) {
+/* normed <- in(x), unless it is given; the residual stream itself where there is no norm. */
+static bool half_begin(struct half *h, const float *given) {
     int64_t hidden = h->f->spec->hidden;
     h->result = forward_floats(h->f, h->f->tokens, hidden);
-    h->normed = h->x;
+    h->normed = given ? given : h->x;
     if (!h->result) return false;
-    if (h->step->in.kind == LAYER_NORM_ABSENT) return true;
-    h->normed = forward_floats(h->f, h->f->tokens, hidden);
-    if (!h->normed) return false;
-    norm_rows(h->f, &h->step->in, h->in, h->x, h->normed, h->f->tokens, hidden);
+    if (given || h->step->in.kind == LAYER_NORM_ABSENT) return true;
+    float *normed = forward_floats(h->f, h->f->tokens, hidden);
+    if (!normed) return false;
+    norm_rows(h->f, &h->step->in, h->in, h->x, normed, h->f->tokens, hidden);
+    h->normed = normed;
     return true;
 }
 
@@ -180,42 +192,85 @@ static struct route_target target_of(const struct pass *p, int step) {
                                  p->sink};
 }
 
-/* The feed-forward half; parallel blocks give it the attention's normed input. */
+/* The feed-forward half. given[M,H]: its normed input, where that is known already. */
 static bool feed(struct pass *p, struct forward *f, int step, const struct layer_weights *w,
-                 float *x, float *given) {
+                 const float *given) {
     const struct layer_spec *layer = &p->engine->spec.layer[step];
+    int64_t at = f->first * f->spec->hidden;
     struct route_target target = target_of(p, step);
-    struct half h = {f, &layer->feed, &w->feed_in, &w->feed_out, x, NULL, NULL};
-    if (!half_begin(&h)) return false;
-    if (given) h.normed = given;
-    if (layer->side.experts && !ffn_forward(f, &layer->side, &w->side, &target, h.normed,
-                                            p->stash + f->first * f->spec->hidden))
+    struct half h = {f, &layer->feed, &w->feed_in, &w->feed_out, p->hidden + at, NULL, NULL};
+    if (!half_begin(&h, given)) return false;
+    if (layer->side.experts &&
+        !ffn_forward(f, &layer->side, &w->side, &target, h.normed, p->stash + at))
         return false;
     if (!ffn_forward(f, &layer->ffn, &w->ffn, &target, h.normed, h.result)) return false;
     half_end(&h);
-    if (layer->side_joins)
-        add_residual(f, (struct residual){x, x, p->stash + f->first * f->spec->hidden, 1, 1});
+    if (layer->side_joins) add_residual(f, (struct residual){h.x, h.x, p->stash + at, 1, 1});
     return true;
 }
 
-static bool stretch(struct pass *p, struct forward *f, int step, const struct layer_weights *w) {
+/* The attention half; *normed <- its normed input. */
+static bool attend(struct pass *p, struct forward *f, int step, const struct layer_weights *w,
+                   const float **normed) {
     const struct layer_spec *layer = &p->engine->spec.layer[step];
     float *x = p->hidden + f->first * f->spec->hidden;
     struct half h = {f, &layer->attend, &w->attend_in, &w->attend_out, x, NULL, NULL};
-    arena_reset(f->scratch);
-    if (!half_begin(&h) ||
+    if (!half_begin(&h, NULL) ||
         !attention_forward(f, &layer->attention, &w->attention, h.normed, h.result))
         return false;
     half_end(&h);
-    if (!layer->parallel) arena_reset(f->scratch);
-    return feed(p, f, step, w, x, layer->parallel ? h.normed : NULL);
+    *normed = h.normed;
+    return true;
+}
+
+/* What is done with one stretch in a round over all of them. */
+typedef bool (*stretch_run)(struct pass *p, struct forward *f, int step,
+                            const struct layer_weights *w);
+
+static bool whole_layer(struct pass *p, struct forward *f, int step,
+                        const struct layer_weights *w) {
+    bool parallel = p->engine->spec.layer[step].parallel; /* one norm for both halves */
+    const float *normed;
+    if (!attend(p, f, step, w, &normed)) return false;
+    if (!parallel) arena_reset(f->scratch);
+    p->shown = f->first + f->tokens;
+    return feed(p, f, step, w, parallel ? normed : NULL);
+}
+
+/* Does a feed-forward read something else than the residual stream? */
+static bool has_input(const struct layer_spec *layer) {
+    return layer->parallel || layer->feed.in.kind != LAYER_NORM_ABSENT;
+}
+
+/* First round: attention, and where each token goes. */
+static bool route_stretch(struct pass *p, struct forward *f, int step,
+                          const struct layer_weights *w) {
+    const struct layer_spec *layer = &p->engine->spec.layer[step];
+    int64_t hidden = f->spec->hidden, at = f->first * hidden;
+    float *in = p->experts.normed + at;
+    struct route_target target = target_of(p, step);
+    const float *normed;
+    if (!attend(p, f, step, w, &normed)) return false;
+    if (layer->parallel)
+        memcpy(in, normed, (size_t)(f->tokens * hidden) * sizeof *in);
+    else if (has_input(layer))
+        norm_rows(f, &layer->feed.in, &w->feed_in, p->hidden + at, in, f->tokens, hidden);
+    arena_reset(f->scratch);
+    return experts_route(&p->experts, f, layer_mixture(layer), layer_mixture_weights(layer, w),
+                         &target);
+}
+
+/* Third round: what comes after the routed experts. */
+static bool finish_stretch(struct pass *p, struct forward *f, int step,
+                           const struct layer_weights *w) {
+    return feed(p, f, step, w, p->experts.in + f->first * f->spec->hidden);
 }
 
 /* The windows [*next, ...) that make the next stretch; at least one. */
 static void cut_stretch(const struct pass *p, struct forward *f, int64_t *next) {
     const int64_t *start = p->input->window_start;
     int64_t first = *next, w = first + 1;
-    while (w < p->input->windows && start[w + 1] - start[first] <= STRETCH_TOKENS) w++;
+    while (w < p->input->windows && start[w + 1] - start[first] <= p->stretch_tokens) w++;
     for (int64_t i = first; i <= w; i++) p->start[i - first] = start[i] - start[first];
     f->first = start[first];
     f->tokens = start[w] - start[first];
@@ -230,6 +285,70 @@ static void drop_rows(const struct pass *p, int64_t first, int64_t tokens) {
     size_t row = (size_t)p->engine->spec.hidden * sizeof *p->hidden;
     spill_drop(&p->hidden_spill, (size_t)first * row, (size_t)tokens * row);
     if (p->stash) spill_drop(&p->stash_spill, (size_t)first * row, (size_t)tokens * row);
+    if (p->engine->grouped) experts_drop(&p->experts, first, tokens);
+}
+
+static bool report(const struct pass *p, int step) {
+    int64_t tokens = p->input->tokens, all = tokens * p->engine->spec.steps;
+    if (progress_report(p->progress, "layers", step * tokens + p->shown, all, "token-layers"))
+        return true;
+    return err_set(p->err, ERR_CANCELLED, "stopped in layer %d", step);
+}
+
+/* A round over the stretches. */
+static bool each_stretch(struct pass *p, struct forward *f, int step, const struct layer_weights *w,
+                         stretch_run run) {
+    for (int64_t next = 0; next < p->input->windows;) {
+        cut_stretch(p, f, &next);
+        if (f->tokens > p->longest_stretch) p->longest_stretch = f->tokens;
+        arena_reset(f->scratch);
+        if (!run(p, f, step, w)) return false;
+        drop_rows(p, f->first, f->tokens);
+        if (!report(p, step)) return false;
+    }
+    return true;
+}
+
+/* The second round. */
+static bool each_group(struct pass *p, struct forward *f, int step) {
+    const struct ffn_spec *spec = layer_mixture(&p->engine->spec.layer[step]);
+    int real = spec->experts - spec->identity_experts;
+    for (int next = 0; next < real;) {
+        if (!experts_group(&p->experts, f, spec, &next)) return false;
+        p->shown = p->input->tokens * next / real;
+        if (!report(p, step)) return false;
+    }
+    return true;
+}
+
+static bool run_step(struct pass *p, struct forward *f, int step) {
+    struct engine *engine = p->engine;
+    const struct layer_spec *layer = &engine->spec.layer[step];
+    const struct layer_weights *w = model_layer(engine, step, p->err);
+    if (!w) return false;
+    p->shown = 0;
+    f->experts = engine->grouped && layer_mixture(layer) ? &p->experts : NULL;
+    if (!f->experts) {
+        model_read_ahead(engine, step + 1);
+        return each_stretch(p, f, step, w, whole_layer);
+    }
+    const float *in = has_input(layer) ? p->experts.normed : p->hidden;
+    return experts_begin(&p->experts, engine, step, in, p->err) &&
+           each_stretch(p, f, step, w, route_stretch) && each_group(p, f, step) &&
+           each_stretch(p, f, step, w, finish_stretch);
+}
+
+/* Within a bound, the stretches of the layers to come are as long as their activations may be. */
+static void adapt_stretches(struct pass *p) {
+    struct engine *engine = p->engine;
+    if (engine->memory_bytes == 0) return;
+    size_t token = engine->scratch.peak_bytes / (size_t)p->longest_stretch + 1;
+    if (token > p->token_bytes) p->token_bytes = token;
+    size_t fit = engine->memory_bytes / ACTIVATION_SHARE / p->token_bytes;
+    int64_t tokens = fit < 1 ? 1 : fit < STRETCH_TOKENS ? (int64_t)fit : STRETCH_TOKENS;
+    if (tokens == p->stretch_tokens) return;
+    p->stretch_tokens = tokens;
+    arena_free(&engine->scratch); /* for one that is no larger than it has to be */
 }
 
 static bool run_layers(struct pass *p) {
@@ -240,25 +359,15 @@ static bool run_layers(struct pass *p) {
                         .bf16 = engine->bf16,
                         .ropes = p->ropes,
                         .start = p->start,
+                        .scratch = &engine->scratch,
                         .err = p->err};
-    int64_t all = p->input->tokens * engine->spec.steps;
     bool ok = true;
-    struct loader experts = {0};
-    if (engine->grouped) f.experts = &experts;
-    f.scratch = &engine->scratch;
+    p->stretch_tokens = engine->memory_bytes ? FIRST_TOKENS : STRETCH_TOKENS;
     for (int step = 0; step < engine->spec.steps && ok; step++) {
-        const struct layer_weights *w = model_layer(engine, step, p->err);
-        ok = w != NULL && (!engine->grouped || model_experts(engine, step, &experts, p->err));
-        model_read_ahead(engine, step + 1);
-        for (int64_t next = 0; next < p->input->windows && ok;) {
-            cut_stretch(p, &f, &next);
-            ok = stretch(p, &f, step, w);
-            drop_rows(p, f.first, f.tokens);
-            int64_t done = step * p->input->tokens + f.first + f.tokens;
-            if (ok && !progress_report(p->progress, "layers", done, all, "token-layers"))
-                ok = err_set(p->err, ERR_CANCELLED, "stopped in layer %d", step);
-        }
-        loader_free(&experts);
+        p->longest_stretch = p->stretch_tokens;
+        f.rows_limit = engine->memory_bytes ? p->stretch_tokens : 0;
+        ok = run_step(p, &f, step);
+        if (ok) adapt_stretches(p);
     }
     arena_reset(&engine->scratch);
     if (engine->memory_bytes) arena_free(&engine->scratch);
@@ -266,20 +375,21 @@ static bool run_layers(struct pass *p) {
 }
 
 static bool allocate_hidden(struct pass *p) {
-    const struct model_spec *spec = &p->engine->spec;
-    size_t count = (size_t)p->input->tokens * (size_t)spec->hidden;
-    bool side = false;
-    if (count / (size_t)spec->hidden != (size_t)p->input->tokens || count > SIZE_MAX / 8)
-        return err_memory(p->err, "hidden states of a pass");
+    const struct engine *engine = p->engine;
+    const struct model_spec *spec = &engine->spec;
+    size_t tokens = (size_t)p->input->tokens, row = (size_t)spec->hidden * sizeof *p->hidden, all;
+    bool side = false, grouped = engine->grouped;
     for (int i = 0; i < spec->steps; i++) side |= spec->layer[i].side.experts > 0;
-    size_t bytes = count * sizeof *p->hidden, bound = p->engine->memory_bytes;
-    bool in_file = bound && bytes * (side ? 2 : 1) > bound / SPILL_SHARE;
-    if (!spill_open(&p->hidden_spill, bytes, in_file, p->err) ||
-        (side && !spill_open(&p->stash_spill, bytes, in_file, p->err)))
+    size_t token = row * (side ? 2 : 1) + (grouped ? experts_token_bytes(engine) : 0);
+    if (__builtin_mul_overflow(tokens, token, &all) || all > SIZE_MAX / 2)
+        return err_memory(p->err, "hidden states of a pass");
+    bool in_file = engine->memory_bytes && all > engine->memory_bytes / SPILL_SHARE;
+    if (!spill_open(&p->hidden_spill, tokens * row, in_file, p->err) ||
+        (side && !spill_open(&p->stash_spill, tokens * row, in_file, p->err)))
         return err_context(p->err, "hidden states of a pass");
     p->hidden = p->hidden_spill.data;
     p->stash = p->stash_spill.data;
-    return true;
+    return !grouped || experts_open(&p->experts, engine, p->input->tokens, in_file, p->err);
 }
 
 static void embed(struct pass *p) {
@@ -305,6 +415,7 @@ bool engine_run(struct engine *engine, const struct engine_pass *input,
     }
     spill_close(&p.hidden_spill);
     spill_close(&p.stash_spill);
+    experts_close(&p.experts);
     free(p.position);
     free(p.is_long);
     free(p.start);

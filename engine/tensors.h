@@ -42,6 +42,7 @@ struct tensor {
     int64_t bytes;
     const struct quant *quant; /* of TENSOR_BLOCKS; else NULL */
     bool used;                 /* some part of the model has asked for it */
+    int64_t read_bytes;        /* taken from the file so far, for packed weights and vectors */
 };
 
 /* One mapped file and how to release it. */

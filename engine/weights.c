@@ -249,11 +249,16 @@ static void decode_slab(void *context, int64_t job, int worker) {
 
 static int64_t jobs_for(int64_t rows) { return (rows + DECODE_ROWS - 1) / DECODE_ROWS; }
 
-/* out[n,k] <- the matrix as f32. NULL slab: not transposed. */
+/* slab[k, rows] <- a matrix that is stored transposed. */
+static void read_slab(struct loader *loader, const struct source *source, float *slab) {
+    struct decode d = {source, NULL, loader->tensors, slab, NULL};
+    if (source->transposed) pool_run(loader->pool, jobs_for(source->k), decode_slab, &d);
+}
+
+/* out[n,k] <- the matrix as f32; from the slab where it is transposed and there is one. */
 static void decode(struct loader *loader, const struct weight_ref *ref, const struct source *source,
                    float *slab, float *out) {
     struct decode d = {source, ref, loader->tensors, source->transposed ? slab : NULL, out};
-    if (d.slab) pool_run(loader->pool, jobs_for(source->k), decode_slab, &d);
     pool_run(loader->pool, jobs_for(ref->n), decode_rows, &d);
 }
 
@@ -325,6 +330,16 @@ static void read_ahead(struct loader *loader, const struct weight_ref *ref,
     advise(source->tensor, ref->slabs, source->slab, MADV_WILLNEED);
 }
 
+/* Counts what a reference has taken from the file, for those who ask whether a pass reads twice. */
+static void count_read(const struct weight_ref *ref, const struct source *source) {
+    int64_t slabs = ref->slabs ? ref->slabs : 1;
+    struct tensor *parts[] = {source->tensor, source->scale};
+    for (int i = 0; i < 2 && parts[i]; i++) {
+        int64_t bytes = parts[i]->bytes / slabs;
+        parts[i]->read_bytes += ref->n == source->rows ? bytes : bytes / source->rows * ref->n;
+    }
+}
+
 /* Packs one matrix, or two of one k as one (second NULL or absent: none). */
 static void load_rows(struct loader *loader, const struct weight_ref *first,
                       const struct weight_ref *second, bool exact, struct packed **out) {
@@ -334,8 +349,9 @@ static void load_rows(struct loader *loader, const struct weight_ref *first,
     if (!find_source(loader, first, &one) || (pair && !find_source(loader, second, &two))) return;
     int64_t n2 = pair ? second->n : 0, k = first->k;
     loader->parameters += (first->n + n2) * k;
+    bool same = pair && two.tensor == one.tensor && two.slab == one.slab; /* rows of one matrix */
     read_ahead(loader, first, &one);
-    if (pair) read_ahead(loader, second, &two);
+    if (pair && !same) read_ahead(loader, second, &two);
     const void *a = as_stored(first, &one, &type), *b = pair ? as_stored(second, &two, &other) : a;
     bool direct = a && b && (!pair || type == other);
     if (!direct) type = KERNEL_F32;
@@ -344,10 +360,13 @@ static void load_rows(struct loader *loader, const struct weight_ref *first,
     if (!memory) return;
     if (!direct) {
         size_t count = (size_t)((first->n + n2) * k);
-        float *buffer = scratch(loader, count + (size_t)(one.transposed ? one.rows * k : 0) +
-                                            (size_t)(two.transposed ? two.rows * k : 0));
+        int64_t slab = one.transposed ? one.rows * k : 0;
+        if (two.transposed && two.rows * k > slab) slab = two.rows * k;
+        float *buffer = scratch(loader, count + (size_t)slab);
         if (!buffer) return;
+        read_slab(loader, &one, buffer + count);
         decode(loader, first, &one, buffer + count, buffer);
+        if (pair && !same) read_slab(loader, &two, buffer + count);
         if (pair) decode(loader, second, &two, buffer + count, buffer + first->n * k);
         a = buffer;
         b = buffer + first->n * k;
@@ -355,7 +374,10 @@ static void load_rows(struct loader *loader, const struct weight_ref *first,
     *out = packed_make2(loader->kernels, loader->pool, memory, type, a, first->n, pair ? b : NULL,
                         n2, k, bf16);
     give_back(first, &one);
-    if (pair) give_back(second, &two);
+    count_read(first, &one);
+    if (!pair) return;
+    give_back(second, &two);
+    count_read(second, &two);
 }
 
 void load_matrix(struct loader *loader, const struct weight_ref *ref, bool exact,
@@ -375,6 +397,7 @@ void load_vector(struct loader *loader, const struct weight_ref *ref, const floa
     float *memory = take(loader, (size_t)count * sizeof *memory);
     if (!memory) return;
     decode(loader, ref, &source, NULL, memory);
+    count_read(ref, &source);
     *out = memory;
 }
 
@@ -433,8 +456,12 @@ static bool decode_latent(struct loader *loader, const struct weight_ref *k_b,
         struct source k, v;
         if (!find_source(loader, k_b, &k) || !find_source(loader, v_b, &v)) break;
         if (!out) break; /* only checked */
+        read_slab(loader, &k, slab);
         decode(loader, k_b, &k, slab, out + loader->expert * step);
+        read_slab(loader, &v, slab);
         decode(loader, v_b, &v, slab, out + loader->expert * step + k_b->n * k_b->k);
+        count_read(k_b, &k);
+        count_read(v_b, &v);
     }
     loader->expert = 0;
     return !loader->failed;
@@ -454,15 +481,16 @@ static void load_latent(struct loader *loader, const struct weight_ref *k_b,
                         loader->bf16);
 }
 
-size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn) {
+size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn, int expert) {
     struct glu_weights unused = {0};
     unsigned char *memory = loader->memory;
     size_t used = loader->used_bytes;
     loader->memory = NULL;
     loader->used_bytes = 0;
-    loader->expert = 0;
+    loader->expert = expert;
     load_glu(loader, &ffn->expert, &unused);
     size_t bytes = loader->used_bytes;
+    loader->expert = 0;
     loader->memory = memory;
     loader->used_bytes = used;
     return bytes;

@@ -54,7 +54,7 @@ struct loader {
     int layer; /* the {l} and the slab or {e} of the reference in hand */
     int sub, expert;
     int64_t parameters; /* elements seen */
-    bool skip_experts;  /* leave routed experts to load_experts */
+    bool skip_experts;  /* leave routed experts to load_expert */
     size_t ahead_bytes; /* without memory: ask the system to read this many bytes of matrices */
     bool failed;
     struct err *err;
@@ -62,8 +62,8 @@ struct loader {
 
 /* Walks one layer. In loading mode everything points into loader->memory. */
 bool load_layer(struct loader *loader, const struct layer_spec *layer, struct layer_weights *out);
-/* Bytes that one routed expert takes. */
-size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn);
+/* Bytes that a routed expert takes. */
+size_t expert_bytes(struct loader *loader, const struct ffn_spec *ffn, int expert);
 /* One routed expert of the layer that loader->layer and loader->sub name. */
 bool load_expert(struct loader *loader, const struct ffn_spec *ffn, int expert,
                  struct glu_weights *out);
