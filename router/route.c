@@ -239,35 +239,58 @@ static void choose_and_cut(const struct route_kernels *run, const struct block *
     }
 }
 
-/* choose_in_steps, all at once for as many tokens as that way can. */
-static void choose(const struct route_kernels *run, const struct block *b, const float *score) {
+static struct route_job job_of(const struct block *b, const float *score,
+                               struct route_groups *groups) {
     const struct gate *gate = b->gate;
-    struct route_groups groups = {0};
-    struct route_job job = {.experts = b->experts,
-                            .tokens = b->tokens,
-                            .topk = gate->topk,
-                            .signs = score == b->logits || gate_score_negative(gate->score),
-                            .groups = gate->groups > 0 ? &groups : NULL,
-                            .score = score,
-                            .bias = gate->bias ? b->bias : NULL,
-                            .expert = b->out.expert,
-                            .tie = b->out.tie};
+    bool plain = gate->fn == GATE_TABLE && gate->order == ORDER_SCORE_TOPK &&
+                 gate->dtype == DTYPE_F32 && gate->cut == CUT_NONE;
+    if (gate->groups > 0) *groups = resolve_groups(gate, b->experts);
+    return (struct route_job){.gate = gate,
+                              .experts = b->experts,
+                              .tokens = b->tokens,
+                              .topk = gate->topk,
+                              .signs = score == b->logits || gate_score_negative(gate->score),
+                              .groups = gate->groups > 0 ? groups : NULL,
+                              .score = score,
+                              .logits = b->logits,
+                              .bias = gate->bias ? b->bias : NULL,
+                              .expert = b->out.expert,
+                              .tie = b->out.tie,
+                              .weight = plain ? b->out.weight : NULL,
+                              .room = b->scratch.score};
+}
+
+/* Token t of a block as a block of its own. */
+static struct block one_token(const struct block *b, int t) {
+    struct block one = *b;
+    int slot = t * b->gate->topk;
+    one.tokens = 1;
+    one.logits += t * b->experts;
+    if (one.scores) one.scores += t * b->experts;
+    one.out = (struct routes){.expert = b->out.expert + slot,
+                              .weight = b->out.weight ? b->out.weight + slot : NULL,
+                              .tie = b->out.tie ? b->out.tie + t : NULL,
+                              .escape = b->out.escape ? b->out.escape + t : NULL};
+    return one;
+}
+
+/* choose_in_steps, all at once for as many tokens as that way can. Returns the tokens, one bit
+ * each, that have their weights too. */
+static unsigned choose(const struct route_kernels *run, const struct block *b, const float *score) {
+    struct route_groups groups;
+    struct route_job job = job_of(b, score, &groups);
     unsigned all = (1u << b->tokens) - 1, left = all;
-    if (gate->cut != CUT_NONE) {
+    if (b->gate->cut != CUT_NONE) {
         choose_and_cut(run, b, score);
-        return;
+        return 0;
     }
-    if (gate->groups > 0) groups = resolve_groups(gate, b->experts);
     if (run->choose) left = run->choose(&job);
     if (left == all) choose_in_steps(run, b, score);
     for (int t = 0; left != all && left >> t; t++) {
-        struct block one = *b;
-        if (!(left >> t & 1)) continue;
-        one.tokens = 1;
-        one.out.expert += t * gate->topk;
-        if (one.out.tie) one.out.tie += t;
-        choose_in_steps(run, &one, score + t * b->experts);
+        struct block one = one_token(b, t);
+        if (left >> t & 1) choose_in_steps(run, &one, score + t * b->experts);
     }
+    return job.weighed ? all & ~left : 0;
 }
 
 /* w[T,k] from score[T,E] (logits where the score function comes last) at expert[T,k]. Inlined for
@@ -353,13 +376,33 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
         score = s->score;
     }
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */
-    choose(run, b, score);
+    unsigned weighed = choose(run, b, score);
     for (int t = 0; b->out.escape && t < b->tokens; t++)
         b->out.escape[t] =
             b->gate->fill == FILL_ZERO
                 ? count_escapes(b->gate, E, b->out.expert + t * b->gate->topk, s->kept + t * stride)
                 : 0;
-    if (b->out.weight) weigh(run, b->gate, E, b->tokens, score, b->out.expert, b->out.weight);
+    if (b->out.weight && !weighed)
+        weigh(run, b->gate, E, b->tokens, score, b->out.expert, b->out.weight);
+    for (int t = 0; weighed && t < b->tokens; t++) {
+        const struct block one = one_token(b, t);
+        if (!(weighed >> t & 1))
+            weigh(run, b->gate, E, 1, score + t * E, one.out.expert, one.out.weight);
+    }
+}
+
+/* route_table without the scores of all experts; false where that cannot be: nothing was done. */
+static bool route_straight(const struct route_kernels *run, const struct block *b) {
+    struct route_groups groups;
+    struct route_job job = job_of(b, NULL, &groups);
+    unsigned left = run->choose_logits ? run->choose_logits(&job) : 0;
+    if (!run->choose_logits || left == (1u << b->tokens) - 1) return false;
+    if (b->out.escape) memset(b->out.escape, 0, (size_t)b->tokens);
+    for (int t = 0; left >> t; t++) {
+        const struct block one = one_token(b, t);
+        if (left >> t & 1) route_table(run, &one);
+    }
+    return true;
 }
 
 /* softmax at `at` over the experts that pass (m - l) / max(|l|, m) <= 2 EPS and are not `without`.
@@ -448,6 +491,10 @@ int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const
     for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
         struct block b = block_at(gate, experts, tokens, t, out);
         const float *block = logits + t * experts;
+        b.logits = block;
+        b.bias = bias;
+        b.scratch = scratch_at(scratch, experts);
+        if (by_score && gate->cut == CUT_NONE && route_straight(kernels(), &b)) continue;
         int64_t bad = by_score ? route_scores(gate->score, experts, b.tokens, block, score)
                                : route_first_not_finite(block, (int64_t)b.tokens * experts);
         if (bad >= 0) return t * experts + bad;

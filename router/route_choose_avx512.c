@@ -11,67 +11,10 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "router/lanes_avx512.h"
 #include "router/route_kernels.h"
 
-#define VBMI2  __attribute__((target("avx512vbmi2")))
-#define INLINE static inline __attribute__((always_inline)) VBMI2
-
 enum { N = ROUTE_BLOCK };
-
-/* ---- networks over 16 vectors: lane t belongs to token t */
-
-#define EXCHANGE(a, b)                                                                             \
-    {                                                                                              \
-        __m512i least = _mm512_min_epi32(r[a], r[b]);                                              \
-        r[a] = _mm512_max_epi32(r[a], r[b]);                                                       \
-        r[b] = least;                                                                              \
-    }
-/* clang-format off */
-#define NETWORK(X) /* M. Green's sorter of 16 in 60 exchanges, highest first */                    \
-    X(0, 13) X(1, 12) X(2, 15) X(3, 14) X(4, 8) X(5, 6) X(7, 11) X(9, 10)                          \
-    X(0, 5) X(1, 7) X(2, 9) X(3, 4) X(6, 13) X(8, 14) X(10, 15) X(11, 12)                          \
-    X(0, 1) X(2, 3) X(4, 5) X(6, 8) X(7, 9) X(10, 11) X(12, 13) X(14, 15)                          \
-    X(0, 2) X(1, 3) X(4, 10) X(5, 11) X(6, 7) X(8, 9) X(12, 14) X(13, 15)                          \
-    X(1, 2) X(3, 12) X(4, 6) X(5, 7) X(8, 10) X(9, 11) X(13, 14)                                   \
-    X(1, 4) X(2, 6) X(5, 8) X(7, 10) X(9, 13) X(11, 14)                                            \
-    X(2, 4) X(3, 6) X(9, 12) X(11, 13)                                                             \
-    X(3, 5) X(6, 8) X(7, 9) X(10, 12)                                                              \
-    X(3, 4) X(5, 6) X(7, 8) X(9, 10) X(11, 12)                                                     \
-    X(6, 7) X(8, 9)
-#define ALL16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-#define PAIRS(X) X(0) X(2) X(4) X(6) X(8) X(10) X(12) X(14)
-#define FOURS(X) X(0) X(4) X(8) X(12)
-/* clang-format on */
-
-/* r[i] lane j <-> r[j] lane i. */
-INLINE void transpose(__m512i r[16]) {
-    __m512i s[16];
-#define WORDS(i)                                                                                   \
-    s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);                                                  \
-    s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    PAIRS(WORDS)
-#define LONGS(i)                                                                                   \
-    r[i] = _mm512_unpacklo_epi64(s[i], s[i + 2]);                                                  \
-    r[i + 1] = _mm512_unpackhi_epi64(s[i], s[i + 2]);                                              \
-    r[i + 2] = _mm512_unpacklo_epi64(s[i + 1], s[i + 3]);                                          \
-    r[i + 3] = _mm512_unpackhi_epi64(s[i + 1], s[i + 3]);
-    FOURS(LONGS)
-#define QUARTERS(i)                                                                                \
-    s[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);                                             \
-    s[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);                                         \
-    s[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);                                    \
-    s[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    QUARTERS(0)
-    QUARTERS(1)
-    QUARTERS(2)
-    QUARTERS(3)
-#define HALVES(i)                                                                                  \
-    r[i] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0x88);                                             \
-    r[i + 8] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);                                         \
-    r[i + 4] = _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0x88);                                    \
-    r[i + 12] = _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0xdd);
-    HALVES(0) HALVES(1) HALVES(2) HALVES(3)
-}
 
 /* ---- choice scores as integers */
 
@@ -438,7 +381,7 @@ static bool can_mask(const struct route_groups *groups, int wanted) {
            !(groups->fill > -__builtin_inff()) && groups->kept * groups->size >= wanted;
 }
 
-unsigned route_choose_avx512(const struct route_job *job) {
+unsigned route_choose_avx512(struct route_job *job) {
     unsigned all = (1u << job->tokens) - 1;
     if (job->experts % PART != 0 || job->experts > MOST_EXPERTS || job->topk > 15 ||
         job->tokens < N / 2 || (job->groups && !can_mask(job->groups, job->topk + 1)))

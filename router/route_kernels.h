@@ -30,15 +30,19 @@ struct route_groups {
     float fill;      /* what dropped experts become */
 };
 
-/* The choices of a block by a gate of scores, bias, groups and top-k. */
+/* The choices of a block by a gate of scores, bias, groups and top-k, and perhaps their weights. */
 struct route_job {
+    const struct gate *gate;
     int experts, tokens, topk;
     bool signs;                        /* scores may be negative: logits */
     const struct route_groups *groups; /* NULL: none */
-    const float *score;                /* [tokens,E] */
+    const float *score, *logits;       /* [tokens,E]; score: only for choose */
     const float *bias;                 /* [E] or NULL */
     int32_t *expert;                   /* [tokens,k] */
     uint8_t *tie;                      /* [tokens] or NULL */
+    float *weight;                     /* [tokens,k]; NULL: not wanted now */
+    float *room;                       /* [tokens,E] scratch of choose_logits */
+    bool weighed;                      /* set when the weights of settled tokens are there too */
 };
 
 struct route_kernels {
@@ -67,11 +71,16 @@ struct route_kernels {
                         const float *choice, int32_t *best);
     /* All steps of a choice in one. Returns the tokens, one bit each, that it could not settle and
      * whose outputs are undefined: the steps above must choose for them. NULL: for none. */
-    unsigned (*choose)(const struct route_job *job);
+    unsigned (*choose)(struct route_job *job);
+    /* The same straight from logits, whose scores nobody else needs. All tokens are left where a
+     * logit is not finite. NULL: never. */
+    unsigned (*choose_logits)(struct route_job *job);
 };
 
-/* For AVX-512 with VBMI2: route_choose_avx512.c. */
-unsigned route_choose_avx512(const struct route_job *job);
+/* For AVX-512 with VBMI2: route_choose_avx512.c; route_keys_avx512.c, which falls back on it. */
+unsigned route_choose_avx512(struct route_job *job);
+unsigned route_choose_keys_avx512(struct route_job *job);
+unsigned route_choose_logits_avx512(struct route_job *job);
 /* weight[n] <- weights of a token's experts[n] in order of selection (MATH.md section 4), from its
  * score[E] (its logits with order=topk-score). */
 void route_weigh_row(const struct gate *gate, const float *score, const int32_t *expert, int n,

@@ -99,6 +99,48 @@ static void levels_agree_bit_for_bit(void **state) {
     assert_true(gates > 2000);
 }
 
+/* Logits that differ by about as much as the keys of the fastest level can tell apart, more or
+ * less, in random order; some are equal. */
+static void close_logits(struct rng *rng, float *x, int n) {
+    float centre = (float)(4 * rng_normal(rng)), step = (float)exp(-14 + 10 * rng_uniform(rng));
+    for (int i = 0; i < n; i++) x[i] = centre + step * (float)pick(rng, 2 * n);
+}
+
+static void close_calls_are_the_same_on_every_level(void **state) {
+    (void)state;
+    static struct buffers truth, found;
+    static float logits[TOKENS * MAX_E], bias[MAX_E];
+    static const struct {
+        const char *gate;
+        int experts;
+    } cases[] = {{"deepseek-v3", 256},
+                 {"deepseek-v3,groups=8:2:max,norm=none", 256},
+                 {"sigmoid,topk=8,norm=sum", 128},
+                 {"sigmoid,bias,groups=4:2:top2sum,topk=9,norm=clamp:1", 128},
+                 {"olmoe", 64},
+                 {"softmax,bias,topk=6,norm=none", 64},
+                 {"softmax,topk=1,norm=sum", 32}};
+    struct rng rng;
+    rng_init(&rng, 21);
+    for (int round = 0; round < 2000; round++) {
+        size_t c = (size_t)pick(&rng, sizeof cases / sizeof *cases);
+        int experts = cases[c].experts;
+        struct gate gate;
+        struct err err;
+        assert_true(gate_parse(cases[c].gate, NULL, &gate, &err));
+        for (int t = 0; t < TOKENS; t++) close_logits(&rng, logits + t * experts, experts);
+        double spread = exp(-16 + 16 * rng_uniform(&rng));
+        for (int e = 0; e < experts; e++) bias[e] = (float)(spread * rng_normal(&rng));
+        run_level("portable", &gate, experts, logits, bias, false, &truth);
+        for (int shared = 0; shared < 2; shared++) {
+            run_level(NULL, &gate, experts, logits, bias, shared, &found);
+            if (memcmp(&truth, &found, sizeof truth) != 0)
+                fail_msg("%s differs from portable: %s", route_level(), cases[c].gate);
+        }
+    }
+    route_force_level(NULL);
+}
+
 static void levels_find_the_same_bad_logit(void **state) {
     (void)state;
     float x[100] = {0};
@@ -118,6 +160,7 @@ static void levels_find_the_same_bad_logit(void **state) {
 
 int test_route(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(levels_agree_bit_for_bit),
+                                       cmocka_unit_test(close_calls_are_the_same_on_every_level),
                                        cmocka_unit_test(levels_find_the_same_bad_logit)};
     return cmocka_run_group_tests_name("route", tests, NULL, NULL);
 }
