@@ -60,7 +60,7 @@ $(LIB): $(OBJECTS) ; @echo "  AR  $@"; rm -f $@ && ar rcs $@ $(OBJECTS)
 # router_score for any SQLite shell: SQLite comes from the host, so nothing of traces/db.c is in it
 EXT     := traces/extension/steelyard.c traces/score_table.c traces/score_plan.c
 EXT_O   := $(filter $(O)/router/%,$(OBJECTS)) $(O)/base/err.o $(O)/base/str.o
-$(B)/steelyard.so: $(EXT) $(wildcard traces/score_*.h traces/half.h) $(EXT_O)
+$(B)/steelyard.so: $(EXT) $(wildcard traces/score_*.h base/half.h) $(EXT_O)
 	@echo "  LD  $@"; $(CC) $(CFLAGS_) -DSTEELYARD_EXTENSION -shared -Wl,-Bsymbolic -Wl,-z,defs -o $@.new $(EXT) $(EXT_O) -lm && mv $@.new $@
 
 $(B)/steelyard-mpi.so: $(O)/steelyard-mpi.so .FORCE ; $(Q)cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }

@@ -6,13 +6,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/tensors.h"
+#include "base/half.h"
 
 enum { SMALL = 32, LARGE = 256 };
 
-static float half_at(const unsigned char *bytes) {
-    return tensor_half((uint16_t)(bytes[0] | bytes[1] << 8));
-}
+static float half_at(const unsigned char *bytes) { return half_float(bytes, false); }
 
 /* d, 32 x i8: y = d q */
 static void decode_q8_0(const unsigned char *block, float *out) {

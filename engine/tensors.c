@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
+
 static const int type_bytes[] = {
 #define X(e, bytes) bytes,
     TENSOR_TYPES(X)
@@ -81,20 +83,6 @@ void tensor_shape_text(int rank, const int64_t *shape, char text[static TENSOR_S
     if (at < TENSOR_SHAPE_TEXT) snprintf(text + at, (size_t)(TENSOR_SHAPE_TEXT - at), "]");
 }
 
-static float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-float tensor_half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
-    if (exponent == 31) return from_bits(sign | 0x7f800000u | mantissa << 13);
-    if (exponent) return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    float value = ldexpf((float)mantissa, -24);
-    return sign ? -value : value;
-}
-
 /* OCP FP8 E4M3 ("fn"): bias 7, no infinities, 0x7f and 0xff are NaN. */
 static float from_e4m3(uint8_t v) {
     int exponent = (v >> 3) & 15, mantissa = v & 7;
@@ -106,23 +94,15 @@ static float from_e4m3(uint8_t v) {
 
 void tensor_read(const struct tensor *tensor, int64_t first, int64_t count, float *out) {
     const unsigned char *from = tensor->data + first * type_bytes[tensor->type];
-    uint16_t half;
     double real;
     switch (tensor->type) {
     case TENSOR_F32:
         memcpy(out, from, (size_t)count * sizeof *out);
         break;
     case TENSOR_BF16:
-        for (int64_t i = 0; i < count; i++) {
-            memcpy(&half, from + 2 * i, sizeof half);
-            out[i] = from_bits((uint32_t)half << 16);
-        }
-        break;
     case TENSOR_F16:
-        for (int64_t i = 0; i < count; i++) {
-            memcpy(&half, from + 2 * i, sizeof half);
-            out[i] = tensor_half(half);
-        }
+        for (int64_t i = 0; i < count; i++)
+            out[i] = half_float(from + 2 * i, tensor->type == TENSOR_BF16);
         break;
     case TENSOR_F8_E4M3:
         for (int64_t i = 0; i < count; i++) out[i] = from_e4m3(from[i]);

@@ -78,8 +78,6 @@ void tensor_shape_text(int rank, const int64_t *shape, char text[static TENSOR_S
 /* Elements [first, first+count) decoded to f32. Types without a meaning as weights decode to NaN:
  * callers check tensor_is_real first. Of quantised tensors first and count are whole blocks. */
 void tensor_read(const struct tensor *tensor, int64_t first, int64_t count, float *out);
-/* One binary16. */
-float tensor_half(uint16_t bits);
 /* Has the type a value per element (F32, F16, BF16, F64, F8_E4M3, quantised blocks)? */
 bool tensor_is_real(enum tensor_type type);
 /* Releases everything, the mappings included. A zeroed set may be closed. */

@@ -1,10 +1,14 @@
 /* tokenizer_parts.h - what the files of the tokenizer share; private to engine/tokenizer*.c
  *
- *   tokenizer.c             the face: open, encode, pieces
- *   tokenizer_load.c        tokenizer.json -> struct tokenizer (model, added tokens,
- * post-processor) tokenizer_steps.c       the JSON of normalizers and pre-tokenizers -> lists of
- * steps tokenizer_normalize.c   text -> normalised text tokenizer_split.c       text -> pieces
- * (words) tokenizer_pattern.c     regular expressions: Oniguruma's dialect run on PCRE2
+ *   tokenizer.c             the face: encode, pieces
+ *   tokenizer_open.c        a path -> struct tokenizer, by one of the next two
+ *   tokenizer_load.c        tokenizer.json: model, added tokens, post-processor
+ *   tokenizer_gguf.c        the vocabulary in the metadata of a GGUF file
+ *   tokenizer_dialect.c     Oniguruma's patterns rewritten for PCRE2
+ *   tokenizer_steps.c       the JSON of normalizers and pre-tokenizers -> lists of steps
+ *   tokenizer_normalize.c   text -> normalised text
+ *   tokenizer_split.c       text -> pieces (words)
+ *   tokenizer_pattern.c     regular expressions, compiled once and run on PCRE2
  *   tokenizer_added.c       added tokens: a trie, and the search in the text
  *   tokenizer_bpe.c         one word -> ids by merges
  *   tokenizer_vocab.c       token text <-> id

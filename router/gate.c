@@ -427,6 +427,10 @@ static bool check_rounding(const struct gate *gate, struct err *err) {
         dtype_names[gate->dtype]);
 }
 
+bool gate_score_negative(enum gate_score score) {
+    return score == SCORE_TANH || score == SCORE_IDENTITY;
+}
+
 static bool check_cut(const struct gate *gate, struct err *err) {
     if (gate->cut == CUT_NONE) return true;
     if (gate->fn != GATE_TABLE)

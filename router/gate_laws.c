@@ -8,13 +8,9 @@
 static const struct score_law {
     bool rises;    /* strictly with the logit, whatever the other logits are */
     bool positive; /* always above 0 */
-    bool negative; /* can be below 0 */
-} score_laws[] = {
-    [SCORE_SOFTMAX] = {true, true, false},      [SCORE_SIGMOID] = {true, true, false},
-    [SCORE_SQRTSOFTPLUS] = {true, true, false}, [SCORE_RELU] = {false, false, false},
-    [SCORE_TANH] = {true, false, true},         [SCORE_IDENTITY] = {true, false, true}};
-
-bool gate_score_negative(enum gate_score score) { return score_laws[score].negative; }
+} score_laws[] = {[SCORE_SOFTMAX] = {true, true},      [SCORE_SIGMOID] = {true, true},
+                  [SCORE_SQRTSOFTPLUS] = {true, true}, [SCORE_RELU] = {false, false},
+                  [SCORE_TANH] = {true, false},        [SCORE_IDENTITY] = {true, false}};
 
 /* The part of a gate that decides the choice, with equal parts spelled equally. */
 struct choice_form {

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "traces/half.h"
+#include "base/half.h"
 #include "traces/internal.h"
 
 /* A moving handle on one blob column of `chunk`. */

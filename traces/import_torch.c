@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "base/file.h"
-#include "traces/half.h"
+#include "base/half.h"
 #include "traces/import_build.h"
 #include "traces/import_count.h"
 #include "traces/import_logits.h"

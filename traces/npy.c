@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "traces/half.h"
+#include "base/half.h"
 
 /* Value of a key in the header's dictionary text; NULL when absent. */
 static const char *value_of(const char *header, const char *key) {

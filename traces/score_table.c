@@ -19,7 +19,7 @@
 #include "base/err.h"
 #include "router/gate.h"
 #include "router/route.h"
-#include "traces/half.h"
+#include "base/half.h"
 #include "traces/score_plan.h"
 
 #define NEED_SCORE  BIT(score)

@@ -8,13 +8,9 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE_ROWS = 8 };
+#include "base/half.h"
 
-static float bits_to_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+enum { TILE_ROWS = 8 };
 
 static uint32_t float_to_bits(float x) {
     uint32_t bits;
@@ -29,18 +25,8 @@ static uint16_t bf16_of(float x) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-static float f16_value(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
-    if (exponent == 0) { /* zero or subnormal: fraction * 2^-24 */
-        float x = (float)fraction * 0x1p-24f;
-        return sign ? -x : x;
-    }
-    if (exponent == 31) return bits_to_float(sign | 0x7f800000u | fraction << 13);
-    return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 static void f16_to_f32(float *dst, const uint16_t *src, int64_t n) {
-    for (int64_t i = 0; i < n; i++) dst[i] = f16_value(src[i]);
+    for (int64_t i = 0; i < n; i++) dst[i] = half_f16(src[i]);
 }
 
 static void f32_to_bf16(uint16_t *dst, const float *src, int64_t n) {
@@ -66,7 +52,7 @@ static void weights_f32(const void *panel, int i, float w[static PANEL_COLS]) {
 
 static void weights_bf16(const void *panel, int i, float w[static PANEL_COLS]) {
     const uint16_t *b = (const uint16_t *)panel + i / 2 * PANEL_COLS * 2 + i % 2;
-    for (int c = 0; c < PANEL_COLS; c++) w[c] = bits_to_float((uint32_t)b[2 * c] << 16);
+    for (int c = 0; c < PANEL_COLS; c++) w[c] = half_bf16(b[2 * c]);
 }
 
 static void pack_a(void *dst, const float *const *row, int rows, int64_t offset, int k) {
@@ -79,7 +65,7 @@ static void pack_a_rounded(void *dst, const float *const *row, int rows, int64_t
     float *a = dst;
     for (int i = 0; i < k; i++)
         for (int r = 0; r < rows; r++)
-            a[i * rows + r] = bits_to_float((uint32_t)bf16_of(row[r][offset + i]) << 16);
+            a[i * rows + r] = half_bf16(bf16_of(row[r][offset + i]));
 }
 
 /* All sums of a tile advance together, each in the order of k: the inner loop runs over the panel's
