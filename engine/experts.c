@@ -83,6 +83,7 @@ static void expect(const struct expert_pass *e, const struct ffn_spec *spec, int
     struct glu_weights unused;
     int real = spec->experts - spec->identity_experts;
     ahead.memory = NULL;
+    ahead.ahead = e->engine->ahead;
     ahead.used_bytes = 0;
     ahead.ahead_bytes = ahead.capacity_bytes;
     for (int i = first; i < real && ahead.used_bytes < ahead.capacity_bytes; i++)

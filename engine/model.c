@@ -251,10 +251,15 @@ void model_read_ahead(const struct engine *engine, int step) {
     struct layer_weights unused;
     struct err ignored;
     struct loader loader = model_loader(engine, &ignored);
-    if (engine->resident || step >= engine->spec.steps) return;
+    struct packed *head;
+    if (engine->resident) return;
+    loader.ahead = engine->ahead;
     loader.ahead_bytes = engine->memory_bytes ? engine->memory_bytes / 2 : engine->largest_bytes;
     loader.skip_experts = engine->grouped;
-    load_layer(&loader, &engine->spec.layer[step], &unused);
+    if (step < engine->spec.steps)
+        load_layer(&loader, &engine->spec.layer[step], &unused);
+    else
+        load_matrix(&loader, &engine->spec.head, false, &head);
 }
 
 bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err) {
@@ -321,6 +326,7 @@ struct engine *engine_open(const char *path, const struct engine_options *option
          check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err);
     if (!ok && engine->kernels && err->code == ERR_USAGE) err->code = ERR_FORMAT; /* of the file */
     ok = ok && decide_residence(engine, err);
+    if (ok && !engine->resident) engine->ahead = ahead_create();
     if (!ok) {
         engine_close(engine);
         return NULL;
@@ -335,6 +341,7 @@ void engine_close(struct engine *engine) {
         free(engine->layer_memory[i]);
     free(engine->shared_memory);
     free(engine->group_memory);
+    ahead_free(engine->ahead);
     tensors_close(&engine->tensors);
     gates_free(engine);
     arena_free(&engine->arena);

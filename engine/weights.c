@@ -303,31 +303,31 @@ static const void *as_stored(const struct weight_ref *ref, const struct source *
     return source->tensor->data + (source->slab * source->rows + ref->row0) * source->k * size;
 }
 
-/* The whole pages of a slab of a tensor, and what the system is told about them. */
-static void advise(const struct tensor *tensor, int64_t slabs, int64_t slab, int advice) {
+/* Pages that lie whole within a slab may leave memory. */
+static void drop(const struct tensor *tensor, int64_t slabs, int64_t slab) {
     int64_t size = tensor->bytes / (slabs ? slabs : 1);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t begin = (uintptr_t)(tensor->data + slab * size);
     uintptr_t end = (begin + (uintptr_t)size) / page * page;
-    begin = advice == MADV_DONTNEED ? (begin + page - 1) / page * page : begin / page * page;
-    if (end > begin) madvise((void *)begin, end - begin, advice);
+    begin = (begin + page - 1) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
-void weights_drop(const struct tensor *tensor) { advise(tensor, 1, 0, MADV_DONTNEED); }
+void weights_drop(const struct tensor *tensor) { drop(tensor, 1, 0); }
 
 /* Tells the system that the pages of a packed matrix are not needed soon: the resident set holds
  * the packed form alone. */
 static void give_back(const struct weight_ref *ref, const struct source *source) {
-    advise(source->tensor, ref->slabs, source->slab, MADV_DONTNEED);
+    drop(source->tensor, ref->slabs, source->slab);
 }
 
 /* Asks for the pages of a matrix that is soon packed, as long as there is room for them. */
 static void read_ahead(struct loader *loader, const struct weight_ref *ref,
                        const struct source *source) {
     size_t size = (size_t)(source->tensor->bytes / (ref->slabs ? ref->slabs : 1));
-    if (loader->memory || size > loader->ahead_bytes) return;
+    if (!loader->ahead || loader->memory || size > loader->ahead_bytes) return;
     loader->ahead_bytes -= size;
-    advise(source->tensor, ref->slabs, source->slab, MADV_WILLNEED);
+    ahead_ask(loader->ahead, source->tensor->data + (size_t)source->slab * size, size);
 }
 
 /* Counts what a reference has taken from the file, for those who ask whether a pass reads twice. */

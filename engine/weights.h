@@ -7,6 +7,7 @@
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
 
+#include "base/ahead.h"
 #include "base/threads.h"
 #include "engine/kernels/kernels.h"
 #include "engine/spec.h"
@@ -53,9 +54,10 @@ struct loader {
     size_t scratch_count;
     int layer; /* the {l} and the slab or {e} of the reference in hand */
     int sub, expert;
-    int64_t parameters; /* elements seen */
-    bool skip_experts;  /* leave routed experts to load_expert */
-    size_t ahead_bytes; /* without memory: ask the system to read this many bytes of matrices */
+    int64_t parameters;  /* elements seen */
+    bool skip_experts;   /* leave routed experts to load_expert */
+    struct ahead *ahead; /* without memory: asks for ahead_bytes of matrices; NULL: nothing */
+    size_t ahead_bytes;
     bool failed;
     struct err *err;
 };

@@ -2,10 +2,15 @@
  */
 #include "tests/test.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/ahead.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/rng.h"
 #include "base/spill.h"
@@ -239,6 +244,47 @@ static void a_bounded_pass_reads_every_weight_once(void **state) {
     }
 }
 
+enum { AHEAD_BYTES = 16 << 20 };
+
+/* Pages of a mapping that are in memory. */
+static int64_t present(void *data) {
+    static unsigned char pages[AHEAD_BYTES / 4096];
+    int64_t count = 0, all = AHEAD_BYTES / sysconf(_SC_PAGESIZE);
+    if (mincore(data, AHEAD_BYTES, pages) != 0) return -1;
+    for (int64_t i = 0; i < all; i++) count += pages[i] & 1;
+    return count;
+}
+
+static void pages_that_were_asked_for_come_before_they_are_touched(void **state) {
+    (void)state;
+    static char zeros[1 << 20];
+    char path[600];
+    int64_t all = AHEAD_BYTES / sysconf(_SC_PAGESIZE);
+    snprintf(path, sizeof path, "%s/ahead", test_folder("memory"));
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    assert_true(fd >= 0);
+    for (int i = 0; i < AHEAD_BYTES >> 20; i++)
+        assert_int_equal(write(fd, zeros, sizeof zeros), sizeof zeros);
+    fsync(fd);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    void *data = mmap(NULL, AHEAD_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(data, MAP_FAILED);
+    bool cold = present(data) < all / 2; /* a file system in memory keeps its pages */
+    struct ahead *ahead = ahead_create();
+    assert_non_null(ahead);
+    ahead_ask(ahead, data, AHEAD_BYTES);
+    double until = clock_seconds() + 20;
+    while (present(data) < all && clock_seconds() < until) usleep(1000);
+    if (!cold) printf("skip: the page cache was not given back\n");
+    assert_int_equal(present(data), all);
+    for (int i = 0; i < 1000; i++) ahead_ask(ahead, data, AHEAD_BYTES); /* may be left undone */
+    ahead_free(ahead);
+    ahead_ask(NULL, data, 1);
+    ahead_free(NULL);
+    munmap(data, AHEAD_BYTES);
+    close(fd);
+}
+
 static void what_was_dropped_from_a_spill_comes_back(void **state) {
     (void)state;
     enum { COUNT = 1 << 20 };
@@ -270,6 +316,7 @@ int test_memory(void) {
         cmocka_unit_test_setup(a_bound_gives_the_same_numbers_bit_for_bit, begin),
         cmocka_unit_test(experts_in_groups_give_the_same_bits_in_every_family),
         cmocka_unit_test(a_bounded_pass_reads_every_weight_once),
+        cmocka_unit_test(pages_that_were_asked_for_come_before_they_are_touched),
         cmocka_unit_test(what_was_dropped_from_a_spill_comes_back),
         cmocka_unit_test(a_spill_without_a_place_is_one_clear_error),
     };
