@@ -295,8 +295,8 @@ static bool finish(struct capture *c, bool ok, struct err *err) {
 /* With a bound: how often the weights had to be read. */
 static void note_reading(struct capture *c) {
     if (c->request->memory == 0) return;
-    str_printf(&c->notes, "--memory: %.2f GB of weights were read in %lld pass%s\n",
-               (double)engine_read_bytes(c->engine) / 1e9, (long long)c->passes,
+    str_printf(&c->notes, "--memory: read %lld bytes of weights in %lld pass%s\n",
+               (long long)engine_read_bytes(c->engine), (long long)c->passes,
                c->passes == 1 ? "" : "es");
 }
 

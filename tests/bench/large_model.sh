@@ -1,17 +1,20 @@
 #!/bin/sh
 # large_model.sh - captures a checkpoint larger than memory and measures the resident set
 #
-#   tests/bench/large_model.sh [LAYERS [MEMORY [TOKENS [COMPUTE]]]]      (default: 24 4G 2048 bf16)
+#   tests/bench/large_model.sh [LAYERS [COMPUTE [MEMORY:TOKENS...]]]      (default: 24 bf16 4G:2048 1G:2048 1G:8192)
 #
 # Makes a random OLMoE-shaped checkpoint (0.84 GB of bf16 a layer; 24 layers: 20.6 GB) in $TMPDIR (else
-# /var/tmp), captures TOKENS tokens with --memory MEMORY, and prints one CSV row: bytes of the weights,
-# peak resident set (VmHWM), seconds, weight bytes per second, and what dd reads of one shard with the
-# page cache dropped (root only). Every byte of the files is real and read; the values repeat every 64 MB.
+# /var/tmp), and captures TOKENS tokens with --memory MEMORY in one pass, for each case, the page cache
+# dropped before (root only). With 1G no whole layer fits. Prints CSV: bytes of the weights, bytes that the
+# capture read (all but the embeddings, whose rows it looks up), peak resident set (VmHWM), seconds, bytes
+# read per second, what dd reads of one cold shard just before, and a hash of the exported choices, weights,
+# logits and likelihoods: equal for equal TOKENS. Every byte of the files is real; values repeat every 64 MB.
 # The checkpoint is removed at the end.
 set -eu
 LC_ALL=C
 export LC_ALL
-layers=${1:-24} memory=${2:-4G} tokens=${3:-2048} compute=${4:-bf16}
+layers=${1:-24} compute=${2:-bf16}
+[ $# -gt 2 ] && shift 2 || set -- 4G:2048 1G:2048 1G:8192
 program=${STEELYARD:-build/steelyard}
 hidden=2048 width=1024 experts=64 vocab=50304
 here=$(mktemp -d "${TMPDIR:-/var/tmp}/steelyard-large-XXXXXX")
@@ -72,26 +75,35 @@ while [ "$layer" -lt "$layers" ]; do
 done
 awk 'BEGIN { printf "{\"weight_map\": {" } { printf("%s\"%s\": \"%s\"", (NR > 1 ? ", " : ""), $1, $2) } END { print "}}" }' \
     "$here/map" >"$model/model.safetensors.index.json"
-awk -v n="$tokens" -v v=$vocab 'BEGIN { srand(1); for (i = 0; i < n; i++) printf "%d ", int(rand() * v); print "" }' |
+awk -v v=$vocab 'BEGIN { srand(1); for (i = 0; i < 16384; i++) printf "%d ", int(rand() * v); print "" }' |
     sed 's/ $//' >"$here/ids.txt"
-
 sync
-sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || echo "page cache not dropped" >&2
-disk=$(dd if="$model/model-layer-0.safetensors" of=/dev/null bs=4M 2>&1 | awk -F, 'END { print $NF }')
-sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || true
-
-begun=$(date +%s)
-"$program" capture "$model" --ids "$here/ids.txt" --out "$here/run.db" --memory "$memory" --compute "$compute" \
-    --context 2048 --pass-tokens "$tokens" --csv >"$here/summary" 2>"$here/errors" &
-pid=$!
-peak=0
-while kill -0 "$pid" 2>/dev/null; do
-    now=$(awk '/^VmHWM/ { print $2 }' "/proc/$pid/status" 2>/dev/null || true)
-    [ -z "$now" ] || peak=$now
-    sleep 0.2
-done
-wait "$pid" || { cat "$here/errors" >&2; exit 1; }
-seconds=$(($(date +%s) - begun))
 bytes=$(cat "$model"/*.safetensors | wc -c)
-echo "weight_bytes,memory,tokens,compute,peak_rss_bytes,seconds,weight_bytes_per_s,dd_read"
-echo "$bytes,$memory,$tokens,$compute,$((peak * 1024)),$seconds,$((bytes / (seconds ? seconds : 1))),$disk"
+
+drop() { sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || echo "page cache not dropped" >&2; }
+
+# run MEMORY TOKENS: one row
+run() {
+    drop
+    disk=$(dd if="$model/model-layer-0.safetensors" of=/dev/null bs=4M 2>&1 | awk -F, 'END { print $NF }')
+    drop
+    begun=$(date +%s)
+    "$program" capture "$model" --ids "$here/ids.txt" --out "$here/run.db" --force --memory "$1" --compute "$compute" \
+        --context 2048 --max-tokens "$2" --pass-tokens "$2" --csv >"$here/summary" 2>"$here/errors" &
+    pid=$!
+    peak=0
+    while kill -0 "$pid" 2>/dev/null; do
+        now=$(awk '/^VmHWM/ { print $2 }' "/proc/$pid/status" 2>/dev/null || true)
+        [ -z "$now" ] || peak=$now
+        sleep 0.2
+    done
+    wait "$pid" || { cat "$here/errors" >&2; exit 1; }
+    seconds=$(($(date +%s) - begun))
+    read=$(sed -n 's/^.*--memory: read \([0-9]*\) bytes.*$/\1/p' "$here/errors")
+    "$program" export "$here/run.db" --to csv --out "$here/run.csv" --force 2>/dev/null >&2
+    scores=$(sha256sum "$here/run.csv" | cut -c 1-16)
+    echo "$bytes,$1,$2,$compute,$read,$((peak * 1024)),$seconds,$((read / (seconds ? seconds : 1))),$disk,$scores"
+}
+
+echo "weight_bytes,memory,tokens,compute,read_bytes,peak_rss_bytes,seconds,read_bytes_per_s,dd_read,scores"
+for case in "$@"; do run "${case%:*}" "${case#*:}"; done
