@@ -17,9 +17,9 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/half.h"
 #include "router/gate.h"
 #include "router/route.h"
-#include "base/half.h"
 #include "traces/score_plan.h"
 
 #define NEED_SCORE  BIT(score)

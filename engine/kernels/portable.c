@@ -64,8 +64,7 @@ static void pack_a(void *dst, const float *const *row, int rows, int64_t offset,
 static void pack_a_rounded(void *dst, const float *const *row, int rows, int64_t offset, int k) {
     float *a = dst;
     for (int i = 0; i < k; i++)
-        for (int r = 0; r < rows; r++)
-            a[i * rows + r] = half_bf16(bf16_of(row[r][offset + i]));
+        for (int r = 0; r < rows; r++) a[i * rows + r] = half_bf16(bf16_of(row[r][offset + i]));
 }
 
 /* All sums of a tile advance together, each in the order of k: the inner loop runs over the panel's
