@@ -1,20 +1,21 @@
 /* csv.c - reading comma-separated tables: unpack, split in place, look up by header */
 #include "base/csv.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <zlib.h>
 
+#include "base/gzip.h"
 #include "base/str.h"
 
 struct csv {
     char *name;
-    char *text;    /* owned; fields end in NUL */
+    char *text;    /* owned; fields end in NUL: the whole table, or the header */
     char **fields; /* [rows+1, columns], the header first */
     int columns;
     int64_t rows;
+    int64_t header;      /* line of the header, from 1 */
+    int64_t skipped;     /* rows before row 0 */
+    struct lines *lines; /* where rows come from; NULL: all are there */
 };
 
 /* One field of the line [*at,end), unquoted in place and NUL-terminated; moves *at behind its
@@ -51,12 +52,12 @@ static int split_line(char *line, char *end, char **fields, int max) {
     return count;
 }
 
-static bool bad_line(const struct csv *csv, int64_t row, int found, struct err *err) {
+static bool bad_fields(const struct csv *csv, int64_t row, int found, struct err *err) {
     if (found < 0)
         return err_set(err, ERR_FORMAT, "%s: line %lld: found a misplaced quote", csv->name,
-                       (long long)row + 1);
+                       (long long)csv_line(csv, row));
     return err_set(err, ERR_FORMAT, "%s: line %lld: found %s%d fields, expected %d", csv->name,
-                   (long long)row + 1, found > csv->columns ? "more than " : "",
+                   (long long)csv_line(csv, row), found > csv->columns ? "more than " : "",
                    found > csv->columns ? csv->columns : found, csv->columns);
 }
 
@@ -76,8 +77,8 @@ static bool split_header(struct csv *csv, char *end, struct err *err) {
         csv->columns += *c == ',' && !quoted;
     }
     if (end == csv->text || csv->columns > MAX_COLUMNS)
-        return err_set(err, ERR_FORMAT, "%s: line 1: found no header, expected column names",
-                       csv->name);
+        return err_set(err, ERR_FORMAT, "%s: line %lld: found no header, expected column names",
+                       csv->name, (long long)csv->header);
     return true;
 }
 
@@ -96,7 +97,7 @@ static bool split(struct csv *csv, size_t len, struct err *err) {
             if (!csv->fields) return err_memory(err, csv->name);
         }
         int found = split_line(at, end, csv->fields + row * csv->columns, csv->columns);
-        if (found != csv->columns) return bad_line(csv, row, found, err);
+        if (found != csv->columns) return bad_fields(csv, row - 1, found, err);
         at = next;
     }
     csv->rows = lines - 1;
@@ -104,14 +105,20 @@ static bool split(struct csv *csv, size_t len, struct err *err) {
     return true;
 }
 
+static struct csv *csv_make(const char *name, struct err *err) {
+    struct csv *csv = calloc(1, sizeof *csv);
+    if (csv) csv->header = 1;
+    if (csv && (csv->name = strdup(name))) return csv;
+    free(csv);
+    err_memory(err, name);
+    return NULL;
+}
+
 /* Takes text (owned, one byte longer than len). */
 static struct csv *csv_take(const char *name, char *text, size_t len, struct err *err) {
-    struct csv *csv = calloc(1, sizeof *csv);
-    if (csv) csv->name = strdup(name);
-    if (!csv || !csv->name) {
-        free(csv);
+    struct csv *csv = csv_make(name, err);
+    if (!csv) {
         free(text);
-        err_memory(err, name);
         return NULL;
     }
     csv->text = text;
@@ -131,55 +138,73 @@ struct csv *csv_parse(const char *name, const char *text, size_t len, struct err
     return csv_take(name, copy, len, err);
 }
 
-static bool read_all(gzFile file, const char *path, size_t max_bytes, struct str *out,
-                     struct err *err) {
-    static const size_t piece = 1 << 18;
-    char *buffer = malloc(piece);
-    if (!buffer) return err_memory(err, path);
-    int got = 0;
-    while (out->len <= max_bytes && (got = gzread(file, buffer, (unsigned)piece)) > 0)
-        str_append(out, buffer, (size_t)got);
-    free(buffer);
-    int code = Z_OK;
-    const char *what = gzerror(file, &code);
-    if (got < 0 || (code != Z_OK && code != Z_STREAM_END))
-        return err_set(err, ERR_FORMAT, "%s: found a damaged gzip stream (%s)", path, what);
-    if (out->failed) return err_memory(err, path);
-    if (out->len > max_bytes)
-        return err_set(err, ERR_DATA, "%s: found more than %zu bytes, expected at most that", path,
-                       max_bytes);
+struct csv *csv_read(const char *path, size_t max_bytes, struct err *err) {
+    size_t len;
+    char *text = gzip_whole(path, max_bytes, &len, err);
+    return text ? csv_take(path, text, len, err) : NULL;
+}
+
+/* ---- row by row */
+
+/* The next line; *line == NULL at the end. */
+static bool take_line(struct csv *csv, char **line, size_t *len, struct err *err) {
+    if (!lines_next(csv->lines, line, len, err))
+        return strncmp(err->text, csv->name, strlen(csv->name)) != 0 &&
+               err_context(err, "%s", csv->name);
+    return !*line || !memchr(*line, '\0', *len) ||
+           err_set(err, ERR_FORMAT, "%s: found a zero byte, expected text", csv->name);
+}
+
+static bool take_header(struct csv *csv, struct err *err) {
+    char *line, nothing[1] = "";
+    size_t len;
+    if (!take_line(csv, &line, &len, err)) return false;
+    csv->header = line ? lines_number(csv->lines) : 1;
+    csv->text = malloc(len + 1);
+    if (!csv->text) return err_memory(err, csv->name);
+    memcpy(csv->text, line ? line : nothing, len + 1);
+    if (!split_header(csv, csv->text + len, err)) return false;
+    csv->fields = calloc(2 * (size_t)csv->columns, sizeof *csv->fields);
+    if (!csv->fields) return err_memory(err, csv->name);
+    int found = split_line(csv->text, csv->text + len, csv->fields, csv->columns);
+    if (found != csv->columns) return bad_fields(csv, -1, found, err);
+    csv->skipped = -1; /* the first row becomes number 0 */
     return true;
 }
 
-struct csv *csv_read(const char *path, size_t max_bytes, struct err *err) {
-    struct stat info;
-    if (stat(path, &info) != 0) {
-        err_errno(err, path, "cannot open");
+struct csv *csv_follow(const char *name, struct lines *lines, struct err *err) {
+    struct csv *csv = csv_make(name, err);
+    if (!csv) {
+        lines_close(lines);
         return NULL;
     }
-    if (!S_ISREG(info.st_mode)) {
-        err_set(err, ERR_IO, "%s: found no regular file, expected a table", path);
-        return NULL;
-    }
-    gzFile file = gzopen(path, "rb");
-    if (!file) {
-        err_errno(err, path, "cannot open");
-        return NULL;
-    }
-    struct str text = {0};
-    bool ok = read_all(file, path, max_bytes, &text, err);
-    /* gzread takes a stream that ends early for its end; only close tells */
-    if (gzclose(file) != Z_OK && ok)
-        ok = err_set(err, ERR_FORMAT, "%s: found a gzip stream that ends early", path);
-    str_append(&text, "", 1);
-    if (ok && text.failed) ok = err_memory(err, path);
-    if (ok) return csv_take(path, text.data, text.len - 1, err);
-    str_free(&text);
+    csv->lines = lines;
+    if (take_header(csv, err)) return csv;
+    csv_free(csv);
     return NULL;
+}
+
+struct csv *csv_open(const char *path, struct err *err) {
+    struct lines *lines = lines_open(path, err);
+    return lines ? csv_follow(path, lines, err) : NULL;
+}
+
+bool csv_next(struct csv *csv, struct err *err) {
+    char *line;
+    size_t len;
+    csv->rows = 0;
+    if (!take_line(csv, &line, &len, err)) return false;
+    csv->skipped++;
+    if (!line) return true;
+    int found = split_line(line, line + len, csv->fields + csv->columns, csv->columns);
+    if (found != csv->columns) return bad_fields(csv, 0, found, err);
+    csv->rows = 1;
+    return true;
 }
 
 void csv_free(struct csv *csv) {
     if (!csv) return;
+    lines_close(csv->lines);
     free(csv->name);
     free(csv->text);
     free(csv->fields);
@@ -189,6 +214,9 @@ void csv_free(struct csv *csv) {
 const char *csv_name(const struct csv *csv) { return csv->name; }
 int csv_columns(const struct csv *csv) { return csv->columns; }
 int64_t csv_rows(const struct csv *csv) { return csv->rows; }
+int64_t csv_line(const struct csv *csv, int64_t row) {
+    return csv->header + csv->skipped + row + 1;
+}
 
 int csv_find(const struct csv *csv, const char *column) {
     for (int i = 0; i < csv->columns; i++)
@@ -207,7 +235,7 @@ const char *csv_text(const struct csv *csv, int64_t row, int column) {
 }
 
 static bool bad_cell(const struct csv *csv, int64_t row, struct err *err) {
-    return err_context(err, "%s: line %lld", csv->name, (long long)row + 2);
+    return err_context(err, "%s: line %lld", csv->name, (long long)csv_line(csv, row));
 }
 
 bool csv_real(const struct csv *csv, int64_t row, int column, double min, double max, double *out,

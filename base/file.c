@@ -209,6 +209,21 @@ const char *file_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
+int file_temporary(struct str *path, struct err *err) {
+    const char *parent = getenv("TMPDIR");
+    file_join(path, parent && *parent ? parent : "/var/tmp", "steelyard-XXXXXX");
+    if (path->failed) {
+        err_memory(err, "path");
+        return -1;
+    }
+    int fd = mkstemp(path->data);
+    if (fd < 0)
+        err_errno(err, path->data, "cannot make a temporary file");
+    else
+        unlink(path->data);
+    return fd;
+}
+
 bool file_begin(struct file_output *output, const char *path, struct err *err) {
     *output = (struct file_output){0};
     struct str temporary = {0};

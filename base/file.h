@@ -48,6 +48,10 @@ void file_join(struct str *out, const char *folder, const char *name);
 /* Part after the last '/'. Borrowed. */
 const char *file_name(const char *path);
 
+/* Opens a temporary file in $TMPDIR, else /var/tmp, which has no name any more (path gets the one
+ * that it had, for messages). Returns its descriptor; -1 with err set. */
+int file_temporary(struct str *path, struct err *err);
+
 /* A file under construction: written beside its place under a temporary name, appearing under its
  * own name only by file_commit (fsync + rename). file_abandon removes it. */
 struct file_output {

@@ -27,21 +27,14 @@ static bool map_file(struct spill *spill, const char *path, int fd, struct err *
 
 bool spill_open(struct spill *spill, size_t bytes, bool in_file, struct err *err) {
     struct str path = {0};
-    const char *parent = getenv("TMPDIR");
     *spill = (struct spill){.bytes = bytes ? bytes : 1, .in_file = in_file};
     if (!in_file) {
         spill->data = pages_alloc(spill->bytes);
         return spill->data || err_memory(err, "array");
     }
-    file_join(&path, parent && *parent ? parent : "/var/tmp", "steelyard-spill-XXXXXX");
-    if (path.failed) return err_memory(err, "path");
-    int fd = mkstemp(path.data);
-    bool ok = fd >= 0 || err_errno(err, path.data, "cannot make a temporary file");
-    if (ok) {
-        unlink(path.data);
-        ok = map_file(spill, path.data, fd, err);
-        close(fd);
-    }
+    int fd = file_temporary(&path, err);
+    bool ok = fd >= 0 && map_file(spill, path.data, fd, err);
+    if (fd >= 0) close(fd);
     str_free(&path);
     return ok;
 }

@@ -6,6 +6,28 @@
 
 #include "tests/test.h"
 
+void small_world_make(struct small_world *world, uint64_t seed, int layers, int64_t tokens) {
+    struct rng rng;
+    struct err err;
+    *world = (struct small_world){0};
+    rng_init(&rng, seed);
+    for (int l = 0; l < layers; l++) {
+        world->logits[l] = random_logits(&rng, tokens, WORLD_EXPERTS, 1.2);
+        world->layers[l] = (struct source_layer){
+            .layer = 2 * l + 1, .experts = WORLD_EXPERTS, .bias = world->bias};
+        test_ok(gate_parse("sigmoid,bias,groups=4:2:top2sum,topk=4,norm=sum:1e-20,scale=2.5", NULL,
+                           &world->layers[l].native, &err),
+                &err);
+    }
+    for (int e = 0; e < WORLD_EXPERTS; e++) world->bias[e] = (float)(0.05 * rng_normal(&rng));
+    world->arrays.logits = (const float *const *)world->logits;
+    source_of_arrays(&world->source, &world->arrays, tokens, world->layers, layers);
+}
+
+void small_world_free(struct small_world *world) {
+    for (int l = 0; l < WORLD_MOST_LAYERS; l++) free(world->logits[l]);
+}
+
 static void digest(uint64_t *hash, const void *bytes, size_t len) {
     const unsigned char *b = bytes;
     for (size_t i = 0; i < len; i++) *hash = (*hash ^ b[i]) * UINT64_C(0x100000001b3);

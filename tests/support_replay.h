@@ -9,6 +9,19 @@
 
 enum { KEPT_EXPERTS = 512 };
 
+/* Two or three routers of 16 experts, random logits and a bias, DeepSeek-V3's gate: small enough to
+ * replay in every way. */
+enum { WORLD_EXPERTS = 16, WORLD_MOST_LAYERS = 3 };
+struct small_world {
+    float *logits[WORLD_MOST_LAYERS]; /* [tokens, WORLD_EXPERTS] each */
+    float bias[WORLD_EXPERTS];
+    struct source_layer layers[WORLD_MOST_LAYERS];
+    struct source_arrays arrays;
+    struct source source;
+};
+void small_world_make(struct small_world *world, uint64_t seed, int layers, int64_t tokens);
+void small_world_free(struct small_world *world);
+
 /* A copy of a replay_row. */
 struct kept_row {
     struct result_layer m;

@@ -8,55 +8,22 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/gguf.h"
 #include "base/safetensors.h"
 #include "base/str.h"
 #include "base/table.h"
+#include "tests/support_gguf.h"
+#include "tests/support_import.h"
 #include "traces/exchange.h"
 #include "traces/query.h"
 #include "traces/trace.h"
 
 #define FOLDER "build/test-out/formats/"
-static const char *const out_path = FOLDER "run.db";
 
 static int begin(void **state) {
     (void)state;
-    test_folder("formats");
+    import_into("formats");
     return 0;
-}
-
-static bool import_as(const char *from, struct import_job job, struct err *err) {
-    *err = (struct err){0};
-    job.out = out_path;
-    job.force = true;
-    const struct trace_importer *importer = trace_importer_find(from, job.files[0], err);
-    return importer && trace_import(importer, &job, err);
-}
-
-static struct trace *imported(const char *expected, struct import_job job) {
-    struct err err;
-    if (!import_as("auto", job, &err)) fail_msg("%s: %s", job.files[0], err.text);
-    struct trace *trace = trace_open(out_path, &err);
-    test_ok(trace, &err);
-    assert_string_equal(trace_capture(trace)->source, expected);
-    return trace;
-}
-
-static void refused(const char *from, const char *expected, struct import_job job) {
-    struct err err;
-    remove(out_path);
-    if (import_as(from, job, &err)) fail_msg("%s: imported, expected: %s", job.files[0], expected);
-    if (!strstr(err.text, expected)) fail_msg("'%s' lacks '%s'", err.text, expected);
-    if (!strstr(err.text, job.files[0]) || strchr(err.text, '\n')) fail_msg("'%s'", err.text);
-    assert_false(file_exists(out_path));
-}
-
-static double number(struct trace *trace, const char *sql) {
-    struct err err = {0};
-    struct table *table = trace_sql(trace, sql, &err);
-    if (!table) fail_msg("%s: %s", sql, err.text);
-    double value = table_rows(table) ? table_number(table, 0, 0) : (double)NAN;
-    table_free(table);
-    return value;
 }
 
 static const char *write_text(const char *name, const char *text, size_t len) {
@@ -211,8 +178,8 @@ static void text_files_of_every_format_are_read_or_refused(void **state) {
             refused("auto", c->complaint, job);
             continue;
         }
-        struct trace *trace = imported(c->source, job);
-        double found = number(trace, c->sql);
+        struct trace *trace = imported("auto", c->source, job);
+        double found = trace_number(trace, c->sql);
         if (found != c->expected) fail_msg("case %zu (%s): %g", i, c->file, found);
         trace_free(trace);
     }
@@ -234,15 +201,16 @@ static void text_files_cut_anywhere_never_crash(void **state) {
 static void identity_of_tokens_is_kept(void **state) {
     (void)state;
     const char *file = write_text(cases[0].file, cases[0].text, strlen(cases[0].text));
-    struct trace *trace = imported("csv", (struct import_job){.files = &file, .file_count = 1});
+    struct trace *trace =
+        imported("auto", "csv", (struct import_job){.files = &file, .file_count = 1});
     assert_string_equal(trace_domain(trace, 0), "law");
     assert_string_equal(trace_domain(trace, 1), "a,b");
-    test_near(number(trace, "SELECT id FROM token WHERE token = 0"), 70, 0);
-    test_near(number(trace, "SELECT position FROM token WHERE token = 0"), 5, 0);
-    test_near(number(trace, "SELECT nll FROM token WHERE token = 0"), 0.5, 0);
-    test_near(number(trace, "SELECT weight FROM router_score WHERE token = 0 AND expert = 3"), 0.75,
-              0);
-    test_near(number(trace, "SELECT count(*) FROM token WHERE id IS NULL"), 1, 0);
+    test_near(trace_number(trace, "SELECT id FROM token WHERE token = 0"), 70, 0);
+    test_near(trace_number(trace, "SELECT position FROM token WHERE token = 0"), 5, 0);
+    test_near(trace_number(trace, "SELECT nll FROM token WHERE token = 0"), 0.5, 0);
+    test_near(trace_number(trace, "SELECT weight FROM router_score WHERE token = 0 AND expert = 3"),
+              0.75, 0);
+    test_near(trace_number(trace, "SELECT count(*) FROM token WHERE id IS NULL"), 1, 0);
     trace_free(trace);
 }
 
@@ -281,7 +249,7 @@ static void ranks_of_tensorrt_are_summed_and_none_may_be_missing(void **state) {
     write_text("meta_info.json", meta, strlen(meta));
     for (int r = 0; r < 2; r++) files[r] = write_rank(r, false, counts[r], 0, 4);
     struct import_job job = {.files = files, .file_count = 2};
-    struct trace *trace = imported("trtllm", job);
+    struct trace *trace = imported("auto", "trtllm", job);
     int64_t found[4];
     struct err err = {0};
     test_ok(trace_read_counts(trace, 1, -1, found, &err), &err);
@@ -297,8 +265,8 @@ static void ranks_of_tensorrt_are_summed_and_none_may_be_missing(void **state) {
     refused("auto", "0 files of rank 0", job);
     job.files = files;
     files[0] = write_rank(0, true, chosen, 2, 2);
-    trace = imported("trtllm", job);
-    test_near(number(trace, CHOICES "layer=4 ORDER BY token, rank)"), 3102, 0);
+    trace = imported("auto", "trtllm", job);
+    test_near(trace_number(trace, CHOICES "layer=4 ORDER BY token, rank)"), 3102, 0);
     assert_int_equal(trace_layer(trace, 0)->experts, 4);
     trace_free(trace);
     remove(FOLDER "meta_info.json");
@@ -307,42 +275,22 @@ static void ranks_of_tensorrt_are_summed_and_none_may_be_missing(void **state) {
 
 /* ---- llama.cpp */
 
-static void put(struct str *out, uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; i++)
-        str_append(out, &(unsigned char){(unsigned char)(value >> 8 * i)}, 1);
-}
-
-static void put_name(struct str *out, const char *name) {
-    put(out, strlen(name), 8);
-    str_puts(out, name);
-}
-
 /* Counts of 3 experts at layer 2 in the tensors of two matrices. */
 static const char *write_imatrix(const float counts[2][3], uint32_t chunks) {
     struct str file = {0};
-    str_append(&file, "GGUF", 4);
-    put(&file, 3, 4);
-    put(&file, 2, 8);
-    put(&file, 2, 8);
-    put_name(&file, "imatrix.chunk_count");
-    put(&file, 4, 4);
+    put_header(&file, 3, 2, 2);
+    put_key(&file, "imatrix.chunk_count", GGUF_U32);
     put(&file, chunks, 4);
-    put_name(&file, "imatrix.chunk_size");
+    put_key(&file, "imatrix.chunk_size", GGUF_U32);
     put(&file, 4, 4);
-    put(&file, 4, 4);
-    for (int i = 0; i < 2; i++) {
-        put_name(&file,
-                 i ? "blk.2.ffn_up_exps.weight.counts" : "blk.2.ffn_down_exps.weight.counts");
-        put(&file, 2, 4);
-        put(&file, 1, 8);
-        put(&file, 3, 8);
-        put(&file, 0, 4);
-        put(&file, (uint64_t)i * 32, 8);
-    }
-    while (file.len % 32) put(&file, 0, 1);
+    for (int i = 0; i < 2; i++)
+        put_tensor(&file,
+                   i ? "blk.2.ffn_up_exps.weight.counts" : "blk.2.ffn_down_exps.weight.counts", 2,
+                   (int64_t[]){1, 3}, GGUF_TYPE_F32, (uint64_t)i * 32);
+    put_padding(&file, 32);
     for (int i = 0; i < 2; i++) {
         str_append(&file, counts[i], 12);
-        while (file.len % 32) put(&file, 0, 1);
+        put_padding(&file, 32);
     }
     const char *path = write_text("imatrix.gguf", file.data, file.len);
     str_free(&file);
@@ -354,7 +302,7 @@ static void importance_matrices_give_counts(void **state) {
     static const float good[2][3] = {{8, 5, 3}, {8, 5, 3}}, bad[2][3] = {{8, 5, 3}, {8, 4, 4}};
     const char *file = write_imatrix(good, 2);
     struct import_job job = {.files = &file, .file_count = 1};
-    struct trace *trace = imported("imatrix", job);
+    struct trace *trace = imported("auto", "imatrix", job);
     assert_int_equal(trace_layer(trace, 0)->topk, 2);
     assert_int_equal(trace_layer(trace, 0)->layer, 2);
     assert_int_equal(trace_document(trace, 0)->tokens, 8);
@@ -362,7 +310,7 @@ static void importance_matrices_give_counts(void **state) {
     file = write_imatrix(good, 0); /* tokens not known */
     refused("auto", "--gate", job);
     job.gate = "softmax,topk=1";
-    trace = imported("imatrix", job);
+    trace = imported("auto", "imatrix", job);
     assert_int_equal(trace_document(trace, 0)->tokens, 16);
     trace_free(trace);
     file = write_imatrix(bad, 2);
@@ -393,8 +341,9 @@ static void counters_of_olmoe_have_the_published_loads(void **state) {
             snprintf(path, sizeof path, "../shared/data/allenai-routing/olmoe/%s/%s.pkl",
                      folders[f], published[i].domain);
             if (!file_exists(path)) continue; /* not every folder has every domain */
-            struct trace *trace = imported(
-                "olmoe", (struct import_job){.files = &file, .file_count = 1, .gate = "olmoe"});
+            struct trace *trace =
+                imported("auto", "olmoe",
+                         (struct import_job){.files = &file, .file_count = 1, .gate = "olmoe"});
             assert_int_equal(trace_document(trace, 0)->tokens, published[i].tokens);
             for (int r = 0; r < 3; r++) {
                 int64_t sum = 0, most = 0;
@@ -420,10 +369,11 @@ static void shares_of_mixtral_become_whole_counts(void **state) {
     struct import_job job = {.files = &file, .file_count = 1};
     refused("auto", "give --gate", job);
     job.gate = "mixtral";
-    struct trace *trace = imported("numpy", job);
+    struct trace *trace = imported("auto", "numpy", job);
     assert_int_equal(trace_documents(trace), 895);
     assert_int_equal(trace_layers(trace), 32);
-    test_near(number(trace, "SELECT min(tokens) >= 700 AND max(tokens) < 800 FROM document"), 1, 0);
+    test_near(trace_number(trace, "SELECT min(tokens) >= 700 AND max(tokens) < 800 FROM document"),
+              1, 0);
     trace_free(trace);
 }
 
@@ -433,15 +383,16 @@ static void studies_of_gpt_oss_and_qwen_load(void **state) {
     const char *file = "../shared/data/gpt-oss-20b/traces/mmlu_test/philosophy/"
                        "True_False_examples.json.gz";
     struct import_job job = {.files = &file, .file_count = 1};
-    struct trace *trace = imported("routed", job);
+    struct trace *trace = imported("auto", "routed", job);
     assert_int_equal(trace_layers(trace), 24);
     assert_int_equal(trace_layer(trace, 0)->topk, 4);
     assert_string_equal(trace_domain(trace, 0), "philosophy");
-    test_near(number(trace, "SELECT min(position) > 50 FROM token"), 1, 0); /* decode steps only */
+    test_near(trace_number(trace, "SELECT min(position) > 50 FROM token"), 1,
+              0); /* decode steps only */
     trace_free(trace);
     test_need("../shared/data/qwen3-30b-mgsm");
     file = "../shared/data/qwen3-30b-mgsm/mgsm_de.json.gz";
-    trace = imported("routed", job);
+    trace = imported("auto", "routed", job);
     assert_int_equal(trace_layers(trace), 48);
     assert_int_equal(trace_layer(trace, 0)->topk, 8);
     assert_int_equal(trace_document(trace, 0)->tokens, 23433);
@@ -469,9 +420,9 @@ static void write_source(void) {
                            expert_at(t, l, j));
     const char *file = write_text("source.csv", csv.data, csv.len);
     const struct import_job job = {.files = &file, .file_count = 1, .experts = 9};
-    trace_free(imported("csv", job));
+    trace_free(imported("auto", "csv", job));
     str_free(&csv);
-    rename(out_path, FOLDER "source.db");
+    rename(import_out(), FOLDER "source.db");
 }
 
 static const char *exported(const char *to, const char *name) {
@@ -496,7 +447,7 @@ static void check_choices(struct trace *trace, bool numbered) {
                 snprintf(sql, sizeof sql,
                          "SELECT expert FROM router_score WHERE layer=%d AND token=%d AND rank=%d",
                          layer, t, j);
-                test_near(number(trace, sql), expert_at(t, l, j), 0);
+                test_near(trace_number(trace, sql), expert_at(t, l, j), 0);
             }
 }
 
@@ -513,10 +464,11 @@ static void exports_of_choices_come_back(void **state) {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         const char *file = exported(forms[i].to, forms[i].file);
         const struct import_job job = {.files = &file, .file_count = 1, .experts = 9};
-        struct trace *trace = imported(forms[i].source, job);
+        struct trace *trace = imported("auto", forms[i].source, job);
         check_choices(trace, forms[i].numbered);
         assert_int_equal(trace_documents(trace), forms[i].documents ? 2 : 1);
-        if (forms[i].ids) test_near(number(trace, "SELECT id FROM token WHERE token=3"), 43, 0);
+        if (forms[i].ids)
+            test_near(trace_number(trace, "SELECT id FROM token WHERE token=3"), 43, 0);
         trace_free(trace);
     }
 }
@@ -526,7 +478,8 @@ static void exports_of_loads_come_back(void **state) {
     struct err err = {0};
     write_source();
     const char *file = exported("eplb", "x.json");
-    struct trace *trace = imported("eplb", (struct import_job){.files = &file, .file_count = 1});
+    struct trace *trace =
+        imported("auto", "eplb", (struct import_job){.files = &file, .file_count = 1});
     assert_int_equal(trace_layer(trace, 1)->layer, 4);
     for (int d = 0; d < 2; d++)
         for (int l = 0; l < L; l++) {

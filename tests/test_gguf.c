@@ -13,48 +13,20 @@
 #include "base/str.h"
 #include "engine/quant.h"
 #include "engine/tokenizer.h"
+#include "tests/support_gguf.h"
 
 #define SHARED "../shared/"
 
 /* ---- writing files */
 
-static void put(struct str *out, uint64_t number, int bytes) {
-    for (int i = 0; i < bytes; i++) {
-        char byte = (char)(number >> (8 * i));
-        str_append(out, &byte, 1);
-    }
-}
-
-static void put_text(struct str *out, const char *text) {
-    put(out, strlen(text), 8);
-    str_puts(out, text);
-}
-
-static void put_header(struct str *out, uint64_t version, uint64_t tensors, uint64_t keys) {
-    str_clear(out);
-    str_puts(out, "GGUF");
-    put(out, version, 4);
-    put(out, tensors, 8);
-    put(out, keys, 8);
-}
-
-static void put_key(struct str *out, const char *name, int kind) {
-    put_text(out, name);
-    put(out, (uint64_t)kind, 4);
-}
-
-static void put_tensor(struct str *out, const char *name, uint64_t ne0, uint64_t ne1, uint32_t type,
+/* A matrix. */
+static void put_matrix(struct str *out, const char *name, int64_t ne0, int64_t ne1, uint32_t type,
                        uint64_t offset) {
-    put_text(out, name);
-    put(out, 2, 4);
-    put(out, ne0, 8);
-    put(out, ne1, 8);
-    put(out, type, 4);
-    put(out, offset, 8);
+    put_tensor(out, name, 2, (int64_t[]){ne0, ne1}, type, offset);
 }
 
 static void put_data(struct str *out, size_t align, size_t bytes) {
-    while (out->len % align) put(out, 0, 1);
+    put_padding(out, align);
     for (size_t i = 0; i < bytes; i++) put(out, i, 1);
 }
 
@@ -84,8 +56,8 @@ static void make_sample(struct str *out) {
     put(out, 2, 8);
     put_text(out, "one");
     put_text(out, "");
-    put_tensor(out, "z", 32, 2, GGUF_TYPE_Q8_0, 32);
-    put_tensor(out, "b", 3, 2, GGUF_TYPE_F32, 0);
+    put_matrix(out, "z", 32, 2, GGUF_TYPE_Q8_0, 32);
+    put_matrix(out, "b", 3, 2, GGUF_TYPE_F32, 0);
     put_data(out, 32, 32 + 68);
 }
 
@@ -211,16 +183,16 @@ static void damaged_tensors_are_refused(void **state) {
     struct str b = {0};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         put_header(&b, 3, 1, 0);
-        put_tensor(&b, "t", cases[i].ne0, cases[i].ne1, cases[i].type, cases[i].offset);
+        put_matrix(&b, "t", cases[i].ne0, cases[i].ne1, cases[i].type, cases[i].offset);
         put_data(&b, 32, 64);
         damaged(&b, cases[i].said);
     }
     put_header(&b, 3, 2, 0);
-    put_tensor(&b, "t", 4, 4, GGUF_TYPE_F32, 0), put_tensor(&b, "u", 4, 1, GGUF_TYPE_F32, 32);
+    put_matrix(&b, "t", 4, 4, GGUF_TYPE_F32, 0), put_matrix(&b, "u", 4, 1, GGUF_TYPE_F32, 32);
     put_data(&b, 32, 64);
     damaged(&b, "tensors t and u overlap");
     put_header(&b, 3, 2, 0);
-    put_tensor(&b, "t", 4, 2, GGUF_TYPE_F32, 0), put_tensor(&b, "t", 4, 1, GGUF_TYPE_F32, 32);
+    put_matrix(&b, "t", 4, 2, GGUF_TYPE_F32, 0), put_matrix(&b, "t", 4, 1, GGUF_TYPE_F32, 32);
     put_data(&b, 32, 64);
     damaged(&b, "tensor t: found twice");
     put_header(&b, 3, 1, 0);

@@ -9,6 +9,7 @@
 #include "base/gguf.h"
 #include "base/safetensors.h"
 #include "base/str.h"
+#include "tests/support_gguf.h"
 #include "tests/support_golden.h"
 #include "tests/test.h"
 
@@ -172,18 +173,6 @@ static const struct written cases[] = {
 
 /* ---- writing */
 
-static void put(struct str *out, uint64_t number, int bytes) {
-    for (int i = 0; i < bytes; i++) {
-        char byte = (char)(number >> (8 * i));
-        str_append(out, &byte, 1);
-    }
-}
-
-static void put_text(struct str *out, const char *text) {
-    put(out, strlen(text), 8);
-    str_puts(out, text);
-}
-
 static void put_value(struct str *out, char type, const char *text, char **end) {
     float real = strtof(text, end);
     uint32_t bits;
@@ -193,29 +182,26 @@ static void put_value(struct str *out, char type, const char *text, char **end) 
     if (type == 'b') put(out, (uint64_t)real, 1);
 }
 
-enum { KIND_U32 = 4, KIND_F32 = 6, KIND_BOOL = 7, KIND_TEXT = 8, KIND_LIST = 9 };
-
 static int kind_of(char type) {
-    return type == 'u' ? KIND_U32 : type == 'f' ? KIND_F32 : type == 'b' ? KIND_BOOL : KIND_TEXT;
+    return type == 'u' ? GGUF_U32 : type == 'f' ? GGUF_F32 : type == 'b' ? GGUF_BOOL : GGUF_TEXT;
 }
 
 /* One key: "TYPE NAME VALUES". */
-static void put_key(struct str *out, const char *architecture, const char *line) {
+static void put_line(struct str *out, const char *architecture, const char *line) {
     char type = line[0], name[128], value[64], full[256], *at = value;
     assert_int_equal(sscanf(line + 1, " %127s %63[^;]", name, value), 2);
     snprintf(full, sizeof full, "%s.%s", architecture, name);
-    put_text(out, full);
     if (type == 'U' || type == 'B') {
         char item = type == 'U' ? 'u' : 'b';
         int count = 1;
         for (const char *c = value; *c; c++) count += *c == ' ';
-        put(out, KIND_LIST, 4);
+        put_key(out, full, GGUF_ARRAY);
         put(out, (uint64_t)kind_of(item), 4);
         put(out, (uint64_t)count, 8);
         while (count--) put_value(out, item, at, &at);
         return;
     }
-    put(out, (uint64_t)kind_of(type), 4);
+    put_key(out, full, kind_of(type));
     if (type == 's') put_text(out, value);
     if (type != 's') put_value(out, type, value, &at);
 }
@@ -233,7 +219,7 @@ static uint32_t type_of(enum safetensors_dtype dtype) {
 }
 
 /* A tensor, or all experts' in one ("{e}" in its name), if the checkpoint has it. */
-static void put_tensor(struct writing *w, const char *from, const char *to) {
+static void write_tensor(struct writing *w, const char *from, const char *to) {
     const char *mark = strstr(from, "{e}");
     const struct safetensors_tensor *one = NULL, *any = NULL;
     struct str bytes = {0};
@@ -249,23 +235,19 @@ static void put_tensor(struct writing *w, const char *from, const char *to) {
         any = one;
     }
     if (!any) return;
-    while (w->data.len % 32) put(&w->data, 0, 1);
-    put_text(&w->head, to);
+    put_padding(&w->data, 32);
     int64_t shape[4];
     int rank = 0;
     for (int i = any->rank - 1; i >= 0; i--)
         if (any->shape[i] != 1) shape[rank++] = any->shape[i];
     if (mark) shape[rank++] = count;
-    put(&w->head, (uint64_t)rank, 4);
-    for (int i = 0; i < rank; i++) put(&w->head, (uint64_t)shape[i], 8);
-    put(&w->head, type_of(any->dtype), 4);
-    put(&w->head, w->data.len, 8);
+    put_tensor(&w->head, to, rank, shape, type_of(any->dtype), w->data.len);
     str_append(&w->data, str_text(&bytes), bytes.len);
     str_free(&bytes);
     w->tensors++;
 }
 
-static void put_layer(struct writing *w, int layer, const struct rename *own) {
+static void write_layer(struct writing *w, int layer, const struct rename *own) {
     char from[256], to[128];
     for (int pass = own ? 0 : 1; pass < 2; pass++)
         for (const struct rename *r = pass ? common : own; r->from; r++) {
@@ -274,7 +256,7 @@ static void put_layer(struct writing *w, int layer, const struct rename *own) {
                 again = again || strcmp(o->from, r->from) == 0;
             snprintf(from, sizeof from, "model.layers.%d.%s", layer, r->from);
             snprintf(to, sizeof to, "blk.%d.%s", layer, r->to);
-            if (!again) put_tensor(w, from, to);
+            if (!again) write_tensor(w, from, to);
         }
 }
 
@@ -288,20 +270,16 @@ static void write_model(const struct written *c, const char *path) {
     struct safetensors *file = safetensors_open(source, &err);
     test_ok(file != NULL, &err);
     w.file = file;
-    put_text(&keys, "general.architecture");
-    put(&keys, KIND_TEXT, 4);
+    put_key(&keys, "general.architecture", GGUF_TEXT);
     put_text(&keys, c->architecture);
     for (const char *line = c->keys; *line; line = strchr(line, ';') + 1, count++)
-        put_key(&keys, c->architecture, line);
-    for (const struct rename *r = tops; r->from; r++) put_tensor(&w, r->from, r->to);
-    for (int layer = 0; layer < 8; layer++) put_layer(&w, layer, c->renames);
-    str_puts(&all, "GGUF");
-    put(&all, 3, 4);
-    put(&all, (uint64_t)w.tensors, 8);
-    put(&all, (uint64_t)count, 8);
+        put_line(&keys, c->architecture, line);
+    for (const struct rename *r = tops; r->from; r++) write_tensor(&w, r->from, r->to);
+    for (int layer = 0; layer < 8; layer++) write_layer(&w, layer, c->renames);
+    put_header(&all, 3, (uint64_t)w.tensors, (uint64_t)count);
     str_append(&all, str_text(&keys), keys.len);
     str_append(&all, str_text(&w.head), w.head.len);
-    while (all.len % 32) put(&all, 0, 1);
+    put_padding(&all, 32);
     str_append(&all, str_text(&w.data), w.data.len);
     test_ok(file_write(path, str_text(&all), all.len, &err), &err);
     safetensors_close(file);

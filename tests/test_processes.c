@@ -13,13 +13,9 @@
 #include "tests/test.h"
 #include "traces/query.h"
 
-enum { LAYERS = 3, TOKENS = 700, EXPERTS = 16, MOST = 7 };
+enum { LAYERS = 3, TOKENS = 700, MOST = 7 };
 
-static float *logits[LAYERS];
-static float bias[EXPERTS];
-static struct source_layer layers[LAYERS];
-static struct source_arrays arrays;
-static struct source source;
+static struct small_world world;
 
 static const char *const scores[] = {"sigmoid", "softmax"};
 static const char *const rules[] = {"none", "frozen", "sign"};
@@ -32,26 +28,14 @@ static const struct variant_lists lists = {.scores = {scores, 2},
                                            .batch_count = 2};
 
 static int make_world(void **state) {
-    struct rng rng;
-    struct err err;
     (void)state;
-    rng_init(&rng, 7);
-    for (int l = 0; l < LAYERS; l++) {
-        logits[l] = random_logits(&rng, TOKENS, EXPERTS, 1.2);
-        layers[l] = (struct source_layer){.layer = 2 * l + 1, .experts = EXPERTS, .bias = bias};
-        test_ok(gate_parse("sigmoid,bias,groups=4:2:top2sum,topk=4,norm=sum:1e-20,scale=2.5", NULL,
-                           &layers[l].native, &err),
-                &err);
-    }
-    for (int e = 0; e < EXPERTS; e++) bias[e] = (float)(0.05 * rng_normal(&rng));
-    arrays.logits = (const float *const *)logits;
-    source_of_arrays(&source, &arrays, TOKENS, layers, LAYERS);
+    small_world_make(&world, 7, LAYERS, TOKENS);
     return 0;
 }
 
 static int free_world(void **state) {
     (void)state;
-    for (int l = 0; l < LAYERS; l++) free(logits[l]);
+    small_world_free(&world);
     return 0;
 }
 
@@ -69,7 +53,7 @@ struct play {
 
 static bool keep_or_refuse(void *context, const struct replay_row *row, struct err *err) {
     struct play *play = context;
-    if (play->refuse && row->measures.layer == layers[1].layer)
+    if (play->refuse && row->measures.layer == world.layers[1].layer)
         return err_set(err, ERR_IO, "disk full");
     return kept_add(&play->kept, row, err);
 }
@@ -80,8 +64,9 @@ static void replay_as(void *context, struct processes *p) {
         .threads = 1, .processes = p, .losses = true, .optimum = true, .documents = true};
     const struct replay_sink sink = {p->rank == 0 ? keep_or_refuse : NULL, play};
     struct variant_set *set = &play->set[p->rank];
-    bool ok = variant_set_build(set, &lists, &source, &play->err[p->rank]);
-    play->ok[p->rank] = ok && replay_run(set, &source, &options, &sink, NULL, &play->err[p->rank]);
+    bool ok = variant_set_build(set, &lists, &world.source, &play->err[p->rank]);
+    play->ok[p->rank] =
+        ok && replay_run(set, &world.source, &options, &sink, NULL, &play->err[p->rank]);
 }
 
 static void free_play(struct play *play, int size) {
@@ -94,7 +79,7 @@ static void any_number_of_processes_gives_the_rows_of_one(void **state) {
         .threads = 1, .losses = true, .optimum = true, .documents = true};
     struct kept alone;
     (void)state;
-    kept_run(&alone, &lists, &source, &options);
+    kept_run(&alone, &lists, &world.source, &options);
     for (int size = 1; size <= MOST; size++) {
         struct play play = {0};
         run_processes(size, replay_as, &play);
@@ -120,14 +105,14 @@ static void a_failure_in_one_process_ends_all_with_its_error(void **state) {
     (void)state;
     for (int bad = 0; bad < LAYERS; bad++) {
         for (int size = 2; size <= 4; size++) {
-            float was = logits[bad][TOKENS * EXPERTS - 3];
+            float was = world.logits[bad][TOKENS * WORLD_EXPERTS - 3];
             struct play play = {0};
             char place[64];
-            logits[bad][TOKENS * EXPERTS - 3] = NAN;
+            world.logits[bad][TOKENS * WORLD_EXPERTS - 3] = NAN;
             run_processes(size, replay_as, &play);
-            logits[bad][TOKENS * EXPERTS - 3] = was;
-            snprintf(place, sizeof place, "layer %d: token %d: expert %d", layers[bad].layer,
-                     TOKENS - 1, EXPERTS - 3);
+            world.logits[bad][TOKENS * WORLD_EXPERTS - 3] = was;
+            snprintf(place, sizeof place, "layer %d: token %d: expert %d", world.layers[bad].layer,
+                     TOKENS - 1, WORLD_EXPERTS - 3);
             for (int i = 0; i < size; i++) {
                 assert_false(play.ok[i]);
                 assert_int_equal(play.err[i].code, ERR_DATA);
@@ -161,8 +146,8 @@ static void find_rate(void *context, struct processes *p) {
     struct replay_options options = {.threads = 1, .processes = p};
     struct variant_set *set = &play->set[p->rank];
     struct err *err = &play->err[p->rank];
-    play->ok[p->rank] = variant_set_build(set, &search, &source, err) &&
-                        auto_rates(set, &source, &options, NULL, err);
+    play->ok[p->rank] = variant_set_build(set, &search, &world.source, err) &&
+                        auto_rates(set, &world.source, &options, NULL, err);
     play->rate[p->rank] = set->variant[0].rate;
 }
 
@@ -270,7 +255,7 @@ static void need_mpirun(void) {
 static void make_trace(const char *name) {
     char path[600];
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    write_random_trace(path, &source, TRACE_SCORES);
+    write_random_trace(path, &world.source, TRACE_SCORES);
 }
 
 static int count_of(const char *text, const char *word) {

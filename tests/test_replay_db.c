@@ -12,36 +12,20 @@
 #include "tests/test.h"
 #include "traces/query.h"
 
-enum { LAYERS = 2, TOKENS = 900, EXPERTS = 16 };
+enum { LAYERS = 2, TOKENS = 900 };
 
-static float *logits[LAYERS];
-static float bias[EXPERTS];
-static struct source_layer layers[LAYERS];
-static struct source_arrays arrays;
-static struct source source;
+static struct small_world world;
 static char folder[512];
 
 static int make_world(void **state) {
-    struct rng rng;
-    struct err err;
     (void)state;
-    rng_init(&rng, 99);
-    for (int l = 0; l < LAYERS; l++) {
-        logits[l] = random_logits(&rng, TOKENS, EXPERTS, 1.2);
-        layers[l] = (struct source_layer){.layer = 2 * l + 1, .experts = EXPERTS, .bias = bias};
-        test_ok(gate_parse("sigmoid,bias,groups=4:2:top2sum,topk=4,norm=sum:1e-20,scale=2.5", NULL,
-                           &layers[l].native, &err),
-                &err);
-    }
-    for (int e = 0; e < EXPERTS; e++) bias[e] = (float)(0.05 * rng_normal(&rng));
-    arrays.logits = (const float *const *)logits;
-    source_of_arrays(&source, &arrays, TOKENS, layers, LAYERS);
+    small_world_make(&world, 99, LAYERS, TOKENS);
     return 0;
 }
 
 static int free_world(void **state) {
     (void)state;
-    for (int l = 0; l < LAYERS; l++) free(logits[l]);
+    small_world_free(&world);
     return 0;
 }
 
@@ -50,7 +34,7 @@ static void fresh(enum trace_holds holds) {
     char path[600];
     snprintf(folder, sizeof folder, "%s", test_folder("replay"));
     snprintf(path, sizeof path, "%s/run.db", folder);
-    write_random_trace(path, &source, holds);
+    write_random_trace(path, &world.source, holds);
 }
 
 /* steelyard replay FOLDER/run.db ARGUMENTS, with ^ standing for the folder. */
@@ -108,13 +92,13 @@ static void views_hold_what_the_replay_computed(void **state) {
     (void)state;
     fresh(TRACE_SCORES);
     assert_int_equal(replay(sweep, NULL, NULL), 0);
-    kept_run(&kept, &lists, &source, &options);
+    kept_run(&kept, &lists, &world.source, &options);
     struct table *summary = query(
         "run.db", "SELECT * FROM replay_summary WHERE layer IS NOT NULL ORDER BY layer, variant");
     struct table *load =
         query("run.db", "SELECT tokens, weight FROM expert_load ORDER BY layer, variant, expert");
     assert_int_equal(table_rows(summary), kept.count);
-    assert_int_equal(table_rows(load), (int64_t)kept.count * EXPERTS);
+    assert_int_equal(table_rows(load), (int64_t)kept.count * WORLD_EXPERTS);
     for (int i = 0; i < kept.count; i++) {
         const struct kept_row *row = &kept.row[i];
         const struct {
@@ -140,9 +124,10 @@ static void views_hold_what_the_replay_computed(void **state) {
         for (size_t c = 0; c < sizeof cells / sizeof *cells; c++)
             assert_true(table_number(summary, i, table_find(summary, cells[c].name)) ==
                         cells[c].value);
-        for (int e = 0; e < EXPERTS; e++) {
-            assert_true(table_number(load, (int64_t)i * EXPERTS + e, 0) == (double)row->tokens[e]);
-            assert_true(table_number(load, (int64_t)i * EXPERTS + e, 1) == row->weight[e]);
+        for (int e = 0; e < WORLD_EXPERTS; e++) {
+            assert_true(table_number(load, (int64_t)i * WORLD_EXPERTS + e, 0) ==
+                        (double)row->tokens[e]);
+            assert_true(table_number(load, (int64_t)i * WORLD_EXPERTS + e, 1) == row->weight[e]);
         }
     }
     table_free(load);
@@ -282,9 +267,9 @@ static void a_failed_write_names_the_file_asked_for(void **state) {
 static void a_claim_that_rounding_broke_is_not_made(void **state) {
     char *out, *errors;
     (void)state;
-    for (int i = 0; i < TOKENS * EXPERTS; i++) logits[0][i] += 40;
+    for (int i = 0; i < TOKENS * WORLD_EXPERTS; i++) world.logits[0][i] += 40;
     fresh(TRACE_SCORES);
-    for (int i = 0; i < TOKENS * EXPERTS; i++) logits[0][i] -= 40;
+    for (int i = 0; i < TOKENS * WORLD_EXPERTS; i++) world.logits[0][i] -= 40;
     assert_int_equal(replay("--gate softmax,topk=4 --score softmax,sigmoid", &out, &errors), 0);
     assert_non_null(strstr(errors, "same_as is not claimed"));
     assert_null(strstr(errors, "same load"));

@@ -9,7 +9,9 @@
 #include "traces/exchange.h"
 #include "traces/importers.h"
 
-enum { IMPORT_PASS_TOKENS = 16384 };
+/* All layers of STEP tokens before the next ones: sources that hold tokens outermost are read once,
+ * from the cache, and chunks are inserted by rising number. */
+enum { IMPORT_PASS_TOKENS = 16384, STEP_TOKENS = 256 };
 
 const struct trace_importer trace_importers[] = {
     {"safetensors", "interchange form: router logits, or chosen ids and weights",
@@ -78,10 +80,11 @@ static void count_positions(const struct trace *trace, int64_t first, int64_t n,
     }
 }
 
-static bool import_layer(struct trace *trace, struct import_source *source, int r, int64_t first,
-                         int64_t n, struct err *err) {
-    for (int64_t done = 0; done < n;) {
-        struct trace_routes routes = {.r = r, .first = first + done, .tokens = n - done};
+/* Tokens first..first+n-1 of the pass that begins at token `pass`, of one router. */
+static bool import_step(struct trace *trace, struct import_source *source, int r, int64_t pass,
+                        int64_t first, int64_t n, struct err *err) {
+    for (int64_t done = first; done < first + n;) {
+        struct trace_routes routes = {.r = r, .first = pass + done, .tokens = first + n - done};
         if (!source->routes(source, &routes, err)) return false;
         routes.first = done;
         if (!trace_pass_routes(trace, &routes, err)) return false;
@@ -100,9 +103,11 @@ static bool import_pass(struct trace *trace, struct import_source *source, int64
                                         source->positions ? source->positions + first : positions};
     bool ok = trace_pass_begin(trace, &pass, err);
     if (ok && source->nll) ok = trace_pass_nll(trace, 0, n, source->nll + first, err);
-    for (int r = 0; ok && r < trace_layers(trace); r++)
-        ok = trace_layer(trace, r)->holds == TRACE_COUNTS ||
-             import_layer(trace, source, r, first, n, err);
+    for (int64_t t = 0; ok && t < n; t += STEP_TOKENS)
+        for (int r = 0; ok && r < trace_layers(trace); r++)
+            ok = trace_layer(trace, r)->holds == TRACE_COUNTS ||
+                 import_step(trace, source, r, first, t, n - t < STEP_TOKENS ? n - t : STEP_TOKENS,
+                             err);
     return ok && trace_pass_commit(trace, err);
 }
 

@@ -307,7 +307,11 @@ bool arrays_finish(const struct id_arrays *from, const struct import_job *job,
     state->layers = from->items[0].npy.shape[1];
     state->topk = (int)from->items[0].npy.shape[2];
     state->first = calloc((size_t)from->count + 1, sizeof *state->first);
-    state->piece = malloc((size_t)PIECE_TOKENS * (size_t)state->topk * 4);
+    int64_t rows = 1;
+    for (int i = 0; i < from->count; i++)
+        if (from->items[i].npy.shape[0] > rows) rows = from->items[i].npy.shape[0];
+    if (rows > PIECE_TOKENS) rows = PIECE_TOKENS;
+    state->piece = malloc((size_t)rows * (size_t)state->topk * 4);
     struct layer_facts *facts = calloc((size_t)state->layers, sizeof *facts);
     bool ok = (state->first && state->piece && facts) || err_memory(err, "import");
     ok = ok && check(state, facts, err) && describe_layers(state, facts, job, source, err) &&

@@ -13,11 +13,11 @@
 
 #include "base/csv.h"
 #include "base/file.h"
+#include "base/gzip.h"
 #include "base/str.h"
 #include "traces/import_build.h"
 #include "traces/import_text.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 
 bool import_bigmoe_recognise(const char *path) {
     static const char *const marks[] = {"# route_trace v1", NULL};
@@ -104,7 +104,7 @@ static bool take_cell(struct bigmoe *b, int64_t *row, struct err *err) {
     struct build_layer *layer = build_layer(&b->build, (int)cell[3], k, err);
     struct tokens *tokens = layer ? tokens_of(b, layer, err) : NULL;
     return tokens && add_token(tokens, cell[0], cell[2], err) &&
-           build_add(layer, 1, expert, b->weighted ? weight : NULL, err);
+           build_add(&b->build, layer, 1, expert, b->weighted ? weight : NULL, err);
 }
 
 /* The last layer of a prefill has fewer tokens than all others: it goes. */
@@ -121,11 +121,9 @@ static bool drop_last(struct bigmoe *b, struct str *lacks) {
         return true;
     str_printf(lacks, "; layer %d (its prefill was run for the last token only: left out)",
                build->layers[last].layer);
-    free(build->layers[last].expert);
-    free(build->layers[last].weight);
     free(b->tokens[last].turn);
     free(b->tokens[last].step);
-    build->layers[last] = build->layers[--build->layer_count];
+    build_drop_layer(build, last);
     b->tokens[last] = b->tokens[--b->token_lists];
     return !lacks->failed;
 }
@@ -190,7 +188,7 @@ static bool read_file(struct bigmoe *b, const struct import_job *job, struct are
                       const char **model, struct str *lacks, struct err *err) {
     const char *path = job->files[0], *stem = import_stem(arena, path);
     size_t len, at = 0;
-    char *text = inflate_file(path, (size_t)1 << 36, &len, err);
+    char *text = gzip_whole(path, (size_t)1 << 36, &len, err);
     if (!text) return false;
     while (text[at] == '#') {
         at += strcspn(text + at, "\n");

@@ -14,7 +14,7 @@ bool count_add(struct count_build *build, int layer, int64_t document, int64_t e
         return err_set(err, ERR_FORMAT, "layer %d, expert %lld: found %g, expected a whole count",
                        layer, (long long)expert, count);
     if (build->count == build->cap) {
-        int64_t cap = build->cap ? build->cap * 2 : 4096;
+        int64_t cap = build->cap ? build->cap * 2 : 256;
         struct count_entry *entries = realloc(build->entries, (size_t)cap * sizeof *entries);
         if (!entries) return err_memory(err, "counts");
         build->entries = entries;

@@ -13,13 +13,11 @@
 
 #include "base/csv.h"
 #include "base/file.h"
+#include "base/gzip.h"
 #include "traces/import_build.h"
 #include "traces/import_count.h"
 #include "traces/import_text.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
-
-static const size_t max_bytes = (size_t)1 << 36;
 
 /* Columns by name; -1 = not there. */
 struct columns {
@@ -48,7 +46,7 @@ static struct columns find_columns(const struct csv *csv) {
 bool import_csv_recognise(const char *path) {
     struct err ignored;
     size_t len;
-    char *head = inflate_head(path, 1 << 16, &len, &ignored);
+    char *head = gzip_head(path, 1 << 16, &len, &ignored);
     size_t line = head ? strcspn(head, "\r\n") : 0;
     struct csv *csv = line ? csv_parse(path, head, line, &ignored) : NULL;
     bool found = false;
@@ -65,7 +63,7 @@ bool import_csv_recognise(const char *path) {
 /* ---- chosen ids */
 
 struct reading {
-    const struct csv *csv;
+    struct csv *csv; /* its row 0 is the next one to be taken */
     struct columns at;
     struct build *build;
     struct arena *arena;
@@ -77,33 +75,38 @@ struct reading {
 };
 
 /* An integer that may be missing; -1 then. */
-static bool optional_int(const struct csv *csv, int64_t row, int column, int64_t *out,
-                         struct err *err) {
+static bool optional_int(const struct csv *csv, int column, int64_t *out, struct err *err) {
     *out = -1;
-    return column < 0 || !*csv_text(csv, row, column) ||
-           csv_int(csv, row, column, -1, INT32_MAX, out, err);
+    return column < 0 || !*csv_text(csv, 0, column) ||
+           csv_int(csv, 0, column, -1, INT32_MAX, out, err);
 }
 
-static bool take_token(struct reading *r, int64_t row, struct err *err) {
+static bool layer_and_token(const struct reading *r, int64_t *layer, int64_t *token,
+                            struct err *err) {
+    return csv_int(r->csv, 0, r->at.layer, 0, 100000, layer, err) &&
+           csv_int(r->csv, 0, r->at.token, 0, INT64_C(1) << 50, token, err);
+}
+
+static bool take_token(struct reading *r, struct err *err) {
     int64_t document, id, position;
     double nll = (double)NAN;
-    if (!optional_int(r->csv, row, r->at.document, &document, err) ||
-        !optional_int(r->csv, row, r->at.id, &id, err) ||
-        !optional_int(r->csv, row, r->at.position, &position, err))
+    if (!optional_int(r->csv, r->at.document, &document, err) ||
+        !optional_int(r->csv, r->at.id, &id, err) ||
+        !optional_int(r->csv, r->at.position, &position, err))
         return false;
-    if (r->at.nll >= 0 && *csv_text(r->csv, row, r->at.nll) &&
-        !csv_real(r->csv, row, r->at.nll, -1e30, 1e30, &nll, err))
+    if (r->at.nll >= 0 && *csv_text(r->csv, 0, r->at.nll) &&
+        !csv_real(r->csv, 0, r->at.nll, -1e30, 1e30, &nll, err))
         return false;
     bool another = !r->build->tokens || document != r->document;
     if (another && r->build->tokens && document != r->document + 1)
         return err_set(err, ERR_DATA, "line %lld: found document %lld, expected %lld or %lld",
-                       (long long)row + 2, (long long)document, (long long)r->document,
+                       (long long)csv_line(r->csv, 0), (long long)document, (long long)r->document,
                        (long long)r->document + 1);
     struct build_token token = {
         .id = (int32_t)id, .position = (int32_t)position, .nll = (float)nll};
     if (another) {
         const char *domain =
-            r->domain || r->at.domain < 0 ? r->domain : csv_text(r->csv, row, r->at.domain);
+            r->domain || r->at.domain < 0 ? r->domain : csv_text(r->csv, 0, r->at.domain);
         token.source = r->source;
         token.domain = domain ? arena_text(r->arena, domain, strlen(domain)) : r->stem;
     }
@@ -111,39 +114,36 @@ static bool take_token(struct reading *r, int64_t row, struct err *err) {
     return build_token(r->build, &token, err);
 }
 
-/* The rows of one token at one layer; *row moves behind them. */
-static bool take_choice(struct reading *r, int64_t *row, struct err *err) {
+/* The rows of one token at one layer. */
+static bool take_choice(struct reading *r, struct err *err) {
     int32_t expert[GATE_MAX_TOPK];
     float weight[GATE_MAX_TOPK];
-    int64_t layer, token, rank, id, start = *row;
+    int64_t layer, token, rank, id, start = csv_line(r->csv, 0);
     int k = 0;
     double w = 0;
-    if (!csv_int(r->csv, start, r->at.layer, 0, 100000, &layer, err) ||
-        !csv_int(r->csv, start, r->at.token, 0, INT64_C(1) << 50, &token, err))
+    if (!layer_and_token(r, &layer, &token, err) ||
+        (layer == r->first_layer && !take_token(r, err)))
         return false;
-    for (int64_t l = layer, t = token; *row < csv_rows(r->csv); k++, ++*row) {
-        if (!csv_int(r->csv, *row, r->at.layer, 0, 100000, &l, err) ||
-            !csv_int(r->csv, *row, r->at.token, 0, INT64_C(1) << 50, &t, err))
-            return false;
+    for (int64_t l = layer, t = token; csv_rows(r->csv); k++) {
+        if (!layer_and_token(r, &l, &t, err)) return false;
         if (l != layer || t != token) break;
-        if (!csv_int(r->csv, *row, r->at.rank, k, k, &rank, err) ||
-            !csv_int(r->csv, *row, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &id, err) ||
-            (r->weighted && !csv_real(r->csv, *row, r->at.weight, -1e30, 1e30, &w, err)))
+        if (!csv_int(r->csv, 0, r->at.rank, k, k, &rank, err) ||
+            !csv_int(r->csv, 0, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &id, err) ||
+            (r->weighted && !csv_real(r->csv, 0, r->at.weight, -1e30, 1e30, &w, err)))
             return false;
         if (k == GATE_MAX_TOPK)
             return err_set(err, ERR_FORMAT, "line %lld: found more than %d experts of a token",
-                           (long long)*row + 2, GATE_MAX_TOPK);
+                           (long long)csv_line(r->csv, 0), GATE_MAX_TOPK);
         expert[k] = (int32_t)id;
         weight[k] = (float)w;
+        if (!csv_next(r->csv, err)) return false;
     }
     struct build_layer *to = build_layer(r->build, (int)layer, k, err);
     if (!to) return false;
     if (token != to->tokens)
         return err_set(err, ERR_DATA, "line %lld: layer %lld: found token %lld, expected %lld",
-                       (long long)start + 2, (long long)layer, (long long)token,
-                       (long long)to->tokens);
-    return build_add(to, 1, expert, r->weighted ? weight : NULL, err) &&
-           (layer != r->first_layer || take_token(r, start, err));
+                       (long long)start, (long long)layer, (long long)token, (long long)to->tokens);
+    return build_add(r->build, to, 1, expert, r->weighted ? weight : NULL, err);
 }
 
 static bool read_choices(struct reading *r, struct err *err) {
@@ -151,59 +151,60 @@ static bool read_choices(struct reading *r, struct err *err) {
     if (csv_rows(r->csv) && !csv_int(r->csv, 0, r->at.layer, 0, 100000, &layer, err)) return false;
     r->first_layer = (int)layer;
     r->weighted = r->at.weight >= 0 && csv_rows(r->csv) && *csv_text(r->csv, 0, r->at.weight);
-    for (int64_t row = 0; row < csv_rows(r->csv);)
-        if (!take_choice(r, &row, err)) return false;
+    while (csv_rows(r->csv))
+        if (!take_choice(r, err)) return false;
     return true;
 }
 
 /* ---- one row a choice */
 
-static bool read_runs(struct reading *r, int topk, struct err *err) {
-    int64_t rows = csv_rows(r->csv), layer, expert, longest = 0;
-    for (int64_t row = 0; row < rows;) {
-        int64_t start = row, run;
-        if (!csv_int(r->csv, row, r->at.layer, 0, 100000, &layer, err)) return false;
-        struct build_layer *to = build_layer(r->build, (int)layer, topk, err);
-        if (!to) return false;
-        for (run = layer; row < rows && run == layer; row += topk) {
-            int32_t chosen[GATE_MAX_TOPK];
-            for (int j = 0; j < topk; j++) {
-                if (row + j >= rows)
-                    return err_set(err, ERR_DATA,
-                                   "line %lld: found %lld rows of layer %lld, "
-                                   "expected a multiple of %d",
-                                   (long long)row + 2, (long long)(rows - start), (long long)layer,
-                                   topk);
-                if (!csv_int(r->csv, row + j, r->at.layer, layer, layer, &run, err) ||
-                    !csv_int(r->csv, row + j, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &expert, err))
-                    return false;
-                chosen[j] = (int32_t)expert;
-            }
-            if (!build_add(to, 1, chosen, NULL, err)) return false;
-            if (row + topk < rows &&
-                !csv_int(r->csv, row + topk, r->at.layer, 0, 100000, &run, err))
-                return false;
-        }
-        if (to->tokens > longest) longest = to->tokens;
+/* The rows of one token: as many as it has experts, of one layer. */
+static bool take_run(struct reading *r, int topk, int64_t *longest, struct err *err) {
+    int64_t layer, expert, start = csv_line(r->csv, 0);
+    int32_t chosen[GATE_MAX_TOPK];
+    if (!csv_int(r->csv, 0, r->at.layer, 0, 100000, &layer, err)) return false;
+    struct build_layer *to = build_layer(r->build, (int)layer, topk, err);
+    if (!to) return false;
+    for (int j = 0; j < topk; j++) {
+        if (!csv_rows(r->csv))
+            return err_set(err, ERR_DATA,
+                           "line %lld: found %d more rows of layer %lld, expected %d of a token",
+                           (long long)start, j, (long long)layer, topk);
+        if (!csv_int(r->csv, 0, r->at.layer, layer, layer, &layer, err) ||
+            !csv_int(r->csv, 0, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &expert, err) ||
+            !csv_next(r->csv, err))
+            return false;
+        chosen[j] = (int32_t)expert;
     }
+    if (!build_add(r->build, to, 1, chosen, NULL, err)) return false;
+    if (to->tokens > *longest) *longest = to->tokens;
+    return true;
+}
+
+static bool read_runs(struct reading *r, int topk, struct err *err) {
+    int64_t longest = 0;
+    while (csv_rows(r->csv))
+        if (!take_run(r, topk, &longest, err)) return false;
     return build_document(r->build, r->source, r->domain ? r->domain : r->stem, longest, NULL, err);
 }
 
 /* ---- counts */
 
 static bool read_counts(const struct reading *r, struct count_build *counts, struct err *err) {
-    for (int64_t row = 0; row < csv_rows(r->csv); row++) {
+    while (csv_rows(r->csv)) {
         int64_t layer, expert, document = 0, most = INT64_C(1) << 50, count;
-        if (!csv_int(r->csv, row, r->at.layer, 0, 100000, &layer, err) ||
-            !csv_int(r->csv, row, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &expert, err) ||
-            !csv_int(r->csv, row, r->at.count, 0, most, &count, err) ||
+        if (!csv_int(r->csv, 0, r->at.layer, 0, 100000, &layer, err) ||
+            !csv_int(r->csv, 0, r->at.expert, 0, GATE_MAX_EXPERTS - 1, &expert, err) ||
+            !csv_int(r->csv, 0, r->at.count, 0, most, &count, err) ||
             (r->at.document >= 0 &&
-             !csv_int(r->csv, row, r->at.document, 0, counts->document_count, &document, err)))
+             !csv_int(r->csv, 0, r->at.document, 0, counts->document_count, &document, err)))
             return false;
         while (document >= counts->document_count)
             if (!count_document(counts, r->source, r->domain ? r->domain : r->stem, 0, err))
                 return false;
-        if (!count_add(counts, (int)layer, document, expert, (double)count, err)) return false;
+        if (!count_add(counts, (int)layer, document, expert, (double)count, err) ||
+            !csv_next(r->csv, err))
+            return false;
     }
     return true;
 }
@@ -214,8 +215,11 @@ static bool read_file(const struct import_job *job, const char *path, struct are
                       struct build *ids, struct count_build *counts, struct err *err) {
     struct gate gate = {0};
     const char *stem = import_stem(arena, path);
-    struct csv *csv = stem ? csv_read(path, max_bytes, err) : NULL;
-    if (!csv) return stem ? false : err_memory(err, path);
+    struct csv *csv = stem ? csv_open(path, err) : NULL;
+    if (!csv || !csv_next(csv, err)) {
+        csv_free(csv);
+        return stem ? false : err_memory(err, path);
+    }
     struct reading r = {.csv = csv,
                         .at = find_columns(csv),
                         .build = ids,

@@ -9,10 +9,9 @@
 #include <string.h>
 
 #include "base/file.h"
-#include "base/str.h"
+#include "base/lines.h"
 #include "traces/import_build.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 
 enum { ESFT_TOPK = 6 };
 
@@ -31,6 +30,7 @@ bool import_esft_recognise(const char *path) { return layer_of(path) >= 0; }
 struct line {
     int32_t *expert; /* [n] */
     float *weight;   /* [n] */
+    size_t cap;
     int64_t n;
 };
 
@@ -61,49 +61,66 @@ static bool parse_line(const char *begin, const char *end, struct line *line) {
     return n == line->n && at >= end;
 }
 
-/* One file: lines become tokens of `layer`; the first file also makes the documents. */
-static bool read_text(struct build *build, struct build_layer *layer, const char *text,
-                      const char *domain, const char *source, bool first, struct err *err) {
-    size_t longest = strlen(text) / 2 + 2;
-    struct line line = {malloc(longest * 4), malloc(longest * 4), 0};
-    bool ok = (line.expert && line.weight) || err_memory(err, "line");
-    int64_t number = 0;
-    for (const char *at = text; ok && *at; number++) {
-        const char *end = strchr(at, '\n');
-        if (!end) end = at + strlen(at);
-        const char *stop = end > at && end[-1] == '\r' ? end - 1 : end;
-        if (stop > at && (!parse_line(at, stop, &line) || line.n % layer->topk))
-            ok =
-                err_set(err, ERR_FORMAT,
-                        "line %lld: found no list of ids, empty field, list of as many weights (%d "
-                        "for each token)",
-                        (long long)number + 1, layer->topk);
-        int64_t tokens = line.n / layer->topk;
-        if (ok && stop > at)
-            ok = build_add(layer, tokens, line.expert, line.weight, err) &&
-                 (!first || build_document(build, source, domain, tokens, NULL, err));
-        at = *end ? end + 1 : end;
-    }
+/* Room for the numbers of a line: each takes two bytes at least. */
+static bool reserve(struct line *line, size_t len, struct err *err) {
+    size_t need = len / 2 + 2;
+    if (need <= line->cap) return true;
+    line->cap = 2 * need;
+    free(line->expert);
+    free(line->weight);
+    line->expert = malloc(line->cap * 4);
+    line->weight = malloc(line->cap * 4);
+    return (line->expert && line->weight) || err_memory(err, "line");
+}
+
+/* What a file adds to. */
+struct target {
+    struct build *build;
+    int layer, topk;
+    const char *source, *domain;
+    bool first; /* the first file also makes the documents */
+};
+
+/* One line becomes tokens of the layer. */
+static bool add_line(const struct target *to, const char *text, size_t len, struct line *line,
+                     struct err *err) {
+    if (strlen(text) != len) return err_set(err, ERR_FORMAT, "found a NUL byte, expected text");
+    if (!reserve(line, len, err)) return false;
+    if (!parse_line(text, text + len, line) || line->n % to->topk)
+        return err_set(err, ERR_FORMAT,
+                       "found no list of ids, empty field, list of as many weights (%d for each "
+                       "token)",
+                       to->topk);
+    int64_t tokens = line->n / to->topk;
+    struct build_layer *layer = build_layer(to->build, to->layer, to->topk, err);
+    return layer && build_add(to->build, layer, tokens, line->expert, line->weight, err) &&
+           (!to->first || build_document(to->build, to->source, to->domain, tokens, NULL, err));
+}
+
+static bool read_file(const struct target *to, const char *path, struct err *err) {
+    struct lines *lines = lines_open(path, err);
+    struct line line = {0};
+    char *text;
+    size_t len;
+    bool ok = lines != NULL;
+    while (ok && (ok = lines_next(lines, &text, &len, err)) && text)
+        ok = !len || add_line(to, text, len, &line, err) ||
+             err_context(err, "line %lld", (long long)lines_number(lines));
+    lines_close(lines);
     free(line.expert);
     free(line.weight);
     return ok;
 }
 
-static bool read_file(const struct import_job *job, int i, int topk, struct build *build,
-                      const char *domain, struct err *err) {
-    size_t len;
-    int number = layer_of(job->files[i]);
-    if (number < 0)
+static bool add_file(const struct import_job *job, int i, int topk, struct build *build,
+                     const char *domain, struct err *err) {
+    struct target to = {build, layer_of(job->files[i]), topk, job->files[0], domain, i == 0};
+    if (to.layer < 0)
         return err_set(err, ERR_FORMAT, "found another name, expected expert_weights_LAYER.txt");
-    struct build_layer *layer = build_layer(build, number, topk, err);
+    const struct build_layer *layer = build_layer(build, to.layer, topk, err);
     if (!layer) return false;
-    if (layer->tokens) return err_set(err, ERR_DATA, "layer %d: found twice", number);
-    char *text = inflate_file(job->files[i], (size_t)1 << 34, &len, err);
-    if (!text) return false;
-    bool ok = strlen(text) == len || err_set(err, ERR_FORMAT, "found a NUL byte, expected text");
-    ok = ok && read_text(build, layer, text, domain, job->files[0], i == 0, err);
-    free(text);
-    return ok;
+    if (layer->tokens) return err_set(err, ERR_DATA, "layer %d: found twice", to.layer);
+    return read_file(&to, job->files[i], err);
 }
 
 /* Name of the folder that holds the file: ESFT keeps one folder for each domain. */
@@ -123,8 +140,7 @@ bool import_esft_open(const struct import_job *job, struct import_source *source
     if (job->gate && !gate_parse(job->gate, NULL, &gate, err)) return err_context(err, "--gate");
     bool ok = true;
     for (int i = 0; ok && i < job->file_count; i++)
-        ok =
-            read_file(job, i, gate.topk, &build, domain, err) || import_context(err, job->files[i]);
+        ok = add_file(job, i, gate.topk, &build, domain, err) || import_context(err, job->files[i]);
     ok = ok && (build_finish(&build, job, source, "esft", "router scores", err) ||
                 import_context(err, job->files[0]));
     build_free(&build);

@@ -75,14 +75,23 @@ static bool check_choices(struct state *state, const struct trace_layer *layer, 
     const struct logits_layer *from = &state->from.layers[r];
     struct choice_check check;
     if (!from->chosen) return true;
-    if (from->topk != layer->topk)
+    if (from->chosen->topk != layer->topk)
         return err_set(err, ERR_DATA, "layer %d: found %d chosen, expected %d of the gate",
-                       layer->layer, from->topk, layer->topk);
+                       layer->layer, from->chosen->topk, layer->topk);
     if (!choice_check_begin(&check, layer, err)) return false;
-    for (int64_t t = 0; t < from->tokens; t += PIECE_TOKENS) {
+    int32_t *chosen = malloc((size_t)PIECE_TOKENS * (size_t)layer->topk * sizeof *chosen);
+    bool ok = chosen || err_memory(err, "choices");
+    for (int64_t t = 0; ok && t < from->tokens; t += PIECE_TOKENS) {
         int64_t n = from->tokens - t < PIECE_TOKENS ? from->tokens - t : PIECE_TOKENS;
+        ok = build_read(from->build, from->chosen, t, n, chosen, NULL, err);
+        if (!ok) break;
         state->from.read(from, t, n, state->piece);
-        choice_check_add(&check, n, state->piece, from->chosen + t * from->topk);
+        choice_check_add(&check, n, state->piece, chosen);
+    }
+    free(chosen);
+    if (!ok) {
+        choice_check_free(&check);
+        return false;
     }
     if (!choice_check_end(&check, err)) return false;
     state->wrong += check.wrong;
@@ -123,7 +132,9 @@ bool logits_finish(const struct logits_source *from, const struct import_job *jo
         return false;
     for (int r = 0; r < from->count; r++)
         if (from->layers[r].experts > widest) widest = from->layers[r].experts;
-    state->piece = malloc((size_t)PIECE_TOKENS * (size_t)widest * sizeof(float));
+    int64_t tokens = from->layers[0].tokens;
+    size_t rows = tokens < PIECE_TOKENS ? (size_t)tokens : PIECE_TOKENS;
+    state->piece = malloc(rows * (size_t)widest * sizeof(float));
     const char *model = job->model ? job->model : import_stem(&source->arena, job->files[0]);
     if (!state->piece || !model) return err_memory(err, "import");
     for (int r = 0; r < from->count; r++)

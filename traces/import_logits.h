@@ -5,15 +5,17 @@
 #define TRACES_IMPORT_LOGITS_H
 
 #include "traces/exchange.h"
+#include "traces/import_build.h"
 
 /* The logits of a layer; rows(first, n) of the layer are handed out in pieces. */
 struct logits_layer {
     int layer, experts;
     int64_t tokens;
-    const float *bias;     /* [E] or NULL, borrowed */
-    const void *array;     /* what `read` understands */
-    const int32_t *chosen; /* [tokens, topk] the file's own choices, to compare with; NULL = none */
-    int topk;              /* of chosen */
+    const float *bias; /* [E] or NULL, borrowed */
+    const void *array; /* what `read` understands */
+    /* the file's own choices, to compare with; NULL = none */
+    const struct build *build;
+    const struct build_layer *chosen;
 };
 
 /* Makes a source of `count` layers of logits: sorts, checks equal tokens, attaches job->gate

@@ -13,11 +13,11 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/lines.h"
 #include "base/str.h"
 #include "traces/import_build.h"
 #include "traces/import_logits.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 
 /* A run of tokens of a layer in a side file. */
 struct segment {
@@ -134,7 +134,7 @@ static bool add_line(struct megatron *m, const struct json *line, const struct f
         if (k != topk || json_count(row) != topk)
             return err_set(err, ERR_FORMAT, "top_indices: found %d ids in a row, expected %lld",
                            json_count(row), (long long)topk);
-        if (!build_add(to, 1, expert, NULL, err)) return false;
+        if (!build_add(&m->build, to, 1, expert, NULL, err)) return false;
     }
     return true;
 }
@@ -162,25 +162,22 @@ static int64_t longest(const struct build *build) {
 static bool add_file(struct megatron *m, const struct import_job *job, int file,
                      struct arena *arena, struct err *err) {
     size_t len;
+    char *line;
     const char *path = job->files[file], *stem = import_stem(arena, path);
     if (!open_side(m, path, err)) return false;
-    char *text = inflate_file(path, (size_t)1 << 34, &len, err);
-    if (!text) return false;
-    bool ok = true;
-    int64_t number = 0, before = longest(&m->build);
-    for (char *line = text, *end = text + len; ok && line < end;) {
-        char *newline = memchr(line, '\n', (size_t)(end - line));
-        size_t n = (size_t)((newline ? newline : end) - line);
-        number++;
-        if (n > 1) {
-            struct json *doc = json_parse(line, n, err);
-            ok = (doc && add_line(m, doc, &m->maps[file], err)) ||
-                 err_context(err, "line %lld", (long long)number);
-            json_free(doc);
-        }
-        line += n + 1;
+    struct lines *lines = lines_open(path, err);
+    if (!lines) return false;
+    bool ok;
+    int64_t before = longest(&m->build);
+    while ((ok = lines_next(lines, &line, &len, err)) && line) {
+        if (!len) continue;
+        struct json *doc = json_parse(line, len, err);
+        ok = (doc && add_line(m, doc, &m->maps[file], err)) ||
+             err_context(err, "line %lld", (long long)lines_number(lines));
+        json_free(doc);
+        if (!ok) break;
     }
-    free(text);
+    lines_close(lines);
     return ok && build_document(&m->build, file_name(path), job->domain ? job->domain : stem,
                                 longest(&m->build) - before, NULL, err);
 }
@@ -224,8 +221,8 @@ static bool finish_logits(struct megatron *m, const struct import_job *job,
                                                           .experts = m->layers[i].experts,
                                                           .tokens = chosen ? chosen->tokens : 0,
                                                           .array = &m->layers[i],
-                                                          .chosen = chosen ? chosen->expert : NULL,
-                                                          .topk = chosen ? chosen->topk : 0};
+                                                          .build = &m->build,
+                                                          .chosen = chosen};
     }
     return logits_finish(&from, job, source, "megatron", err);
 }

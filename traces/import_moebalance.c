@@ -66,7 +66,8 @@ static bool add_rows(struct target *to, const struct json *line, int layer, int6
                            "topk_weights)",
                            (long long)*count);
         struct build_layer *at = build_layer(&to->build, layer, k, err);
-        if (!at || !build_add(at, 1, expert, weights ? weight : NULL, err)) return false;
+        if (!at || !build_add(&to->build, at, 1, expert, weights ? weight : NULL, err))
+            return false;
         if (w) w = json_next(w);
     }
     return *count > 0 || err_set(err, ERR_FORMAT, "topk_experts: found no row");

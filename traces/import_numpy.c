@@ -17,8 +17,8 @@
 #include "traces/import_fractions.h"
 #include "traces/import_logits.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 #include "traces/npy.h"
+#include "traces/zip.h"
 
 enum { MAX_ARRAYS = 4096 };
 
@@ -287,7 +287,11 @@ static bool add_logits(struct array *array, struct logits_source *from, struct a
 static bool open_logits(const struct import_job *job, struct arrays *arrays,
                         struct import_source *source, struct err *err) {
     struct logits_source from = {.read = read_logits, .own = arrays, .close_own = arrays_free};
-    from.layers = arena_alloc(&source->arena, MAX_ARRAYS, sizeof *from.layers);
+    int64_t planes = 0;
+    for (int i = 0; i < arrays->count && planes < MAX_ARRAYS; i++)
+        planes += arrays->items[i].npy.rank == 3 ? arrays->items[i].npy.shape[0] : 1;
+    from.layers = arena_alloc(&source->arena, planes < MAX_ARRAYS ? (size_t)planes : MAX_ARRAYS,
+                              sizeof *from.layers);
     bool ok = from.layers || err_memory(err, "layers");
     for (int i = 0; ok && i < arrays->count; i++)
         if (arrays->items[i].npy.kind == 'f')

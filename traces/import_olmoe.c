@@ -12,11 +12,11 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/gzip.h"
 #include "traces/import_build.h"
 #include "traces/import_count.h"
 #include "traces/import_text.h"
 #include "traces/importers.h"
-#include "traces/inflate.h"
 #include "traces/pickle.h"
 
 /* The study looks at three layers of sixteen. */
@@ -28,7 +28,7 @@ static int layer_number(int index, int count) {
 static bool is_pickle(const char *path) {
     struct err ignored;
     size_t len;
-    char *head = inflate_head(path, 4, &len, &ignored);
+    char *head = gzip_head(path, 4, &len, &ignored);
     bool found = head && len >= 3 && (unsigned char)head[0] == 0x80 && head[1] >= 2 && head[1] <= 5;
     free(head);
     return found;
@@ -62,7 +62,7 @@ static bool add_token(struct build *build, const struct json *ranks, struct err 
     }
     for (int l = 0; ok && l < layers; l++) {
         struct build_layer *layer = build_layer(build, layer_number(l, layers), k, err);
-        ok = layer && build_add(layer, 1, expert + l * k, NULL, err);
+        ok = layer && build_add(build, layer, 1, expert + l * k, NULL, err);
     }
     free(expert);
     return ok;
@@ -145,7 +145,7 @@ static bool read_pickle(const char *path, const char *domain, struct count_build
                         struct err *err) {
     struct arena arena;
     size_t len;
-    char *bytes = inflate_file(path, (size_t)1 << 30, &len, err);
+    char *bytes = gzip_whole(path, (size_t)1 << 30, &len, err);
     if (!bytes) return false;
     arena_init(&arena, "pickle");
     const struct pickle *root = pickle_read(&arena, (const unsigned char *)bytes, len, err);

@@ -109,7 +109,7 @@ static bool add_selections(struct target *to, const struct json *doc, struct err
             int k = import_json_ids(l, GATE_MAX_TOPK, GATE_MAX_EXPERTS, expert);
             struct build_layer *layer = k > 0 ? build_layer(&to->ids, number++, k, err) : NULL;
             if (k <= 0) return err_set(err, ERR_FORMAT, "selections: found no list of expert ids");
-            if (!layer || !build_add(layer, 1, expert, NULL, err)) return false;
+            if (!layer || !build_add(&to->ids, layer, 1, expert, NULL, err)) return false;
         }
     }
     return add_documents(to, count, err);
@@ -130,7 +130,7 @@ static bool add_chosen(const struct json *layer, struct build *build, struct err
     if (strncmp(key, "layer_", 6) != 0 || k < 1 || (probs && n != k))
         return err_set(err, ERR_FORMAT, "%.40s: found no selected_experts with as many probs", key);
     struct build_layer *to = build_layer(build, atoi(key + 6), k, err);
-    return to && build_add(to, 1, expert, probs ? weight : NULL, err);
+    return to && build_add(build, to, 1, expert, probs ? weight : NULL, err);
 }
 
 static bool add_router_data(struct target *to, const struct json *doc, struct err *err) {

@@ -5,14 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "traces/inflate.h"
+#include "base/gzip.h"
+#include "base/lines.h"
 
 enum { HEAD_BYTES = 1 << 22 };
 
 bool import_text_holds(const char *path, const char *first, const char *const *marks) {
     struct err ignored;
     size_t len;
-    char *head = inflate_head(path, HEAD_BYTES, &len, &ignored);
+    char *head = gzip_head(path, HEAD_BYTES, &len, &ignored);
     if (!head) return false;
     size_t at = strspn(head, " \t\r\n");
     bool found = at < len && head[at] && strchr(first, head[at]);
@@ -21,34 +22,52 @@ bool import_text_holds(const char *path, const char *first, const char *const *m
     return found;
 }
 
-static bool each_line(const char *text, size_t len, import_json_fn *each, void *context,
-                      struct err *err) {
-    long long number = 0;
-    for (const char *line = text, *end = text + len; line < end;) {
-        const char *newline = memchr(line, '\n', (size_t)(end - line));
-        size_t n = (size_t)((newline ? newline : end) - line);
-        number++;
-        if (n > 1) {
-            struct json *document = json_parse(line, n, err);
-            bool ok = document && each(context, document, err);
-            json_free(document);
-            if (!ok) return err_context(err, "line %lld", number);
-        }
-        line += n + 1;
+/* The next line that is not blank; *line == NULL at the end. */
+static bool next_line(struct lines *lines, char **line, size_t *len, struct err *err) {
+    bool ok = lines_next(lines, line, len, err);
+    while (ok && *line && strspn(*line, " \t\r") == *len) ok = lines_next(lines, line, len, err);
+    return ok;
+}
+
+/* A document a line, from the one on that the first line holds (taken). */
+static bool each_line(struct lines *lines, struct json *document, import_json_fn *each,
+                      void *context, struct err *err) {
+    for (char *line; document;) {
+        size_t len;
+        bool ok = each(context, document, err);
+        json_free(document);
+        if (!ok) return err_context(err, "line %lld", (long long)lines_number(lines));
+        if (!next_line(lines, &line, &len, err)) return false;
+        if (!line) return true;
+        document = json_parse(line, len, err);
     }
-    return number > 0 || err_set(err, ERR_FORMAT, "found an empty file");
+    return err_context(err, "line %lld", (long long)lines_number(lines));
+}
+
+/* A document over several lines: in memory as a whole. */
+static bool whole_document(const char *path, import_json_fn *each, void *context, struct err *err) {
+    size_t len;
+    char *text = gzip_whole(path, (size_t)1 << 34, &len, err);
+    if (!text) return false;
+    struct json *document = json_parse(text, len, err);
+    free(text);
+    bool ok = document && each(context, document, err);
+    json_free(document);
+    return ok;
 }
 
 bool import_json_each(const char *path, import_json_fn *each, void *context, struct err *err) {
-    struct err whole = {0};
+    char *line;
     size_t len;
-    char *text = inflate_file(path, (size_t)1 << 34, &len, err);
-    if (!text) return false;
-    struct json *document = json_parse(text, len, &whole);
-    bool ok = document ? each(context, document, err) : each_line(text, len, each, context, err);
-    json_free(document);
-    free(text);
-    return ok;
+    struct err ignored;
+    struct lines *lines = lines_open(path, err);
+    if (!lines) return false;
+    bool ok = next_line(lines, &line, &len, err) &&
+              (line || err_set(err, ERR_FORMAT, "found an empty file"));
+    struct json *first = ok ? json_parse(line, len, &ignored) : NULL;
+    if (first) ok = each_line(lines, first, each, context, err);
+    lines_close(lines);
+    return ok && (first || whole_document(path, each, context, err));
 }
 
 static int sextet(char c) {

@@ -4,10 +4,11 @@
  * SGLang per_token: {"records": [{"topk_ids_of_layer": i32 [layers, tokens, 8] (-1 =
  * padding), "input_ids": [...], ...}]}: chosen ids. SGLang per_pass: records without those but
  * with "global_physical_count": [layers, physical], a document a pass, summed over files (ranks);
- * "last_physical_to_logical_map" says what they hold. SGLang stat: {"logical_count": [steps,
- * layers, E]}: counts. Anything else whose tensors are reals: router logits, [tokens, E] each (in
- * order) or one stacked [layers, tokens, E]. The pickle inside is read by a small reader that
- * executes nothing. */
+ * "last_physical_to_logical_map" says what they hold. Its records say their "rank": every pass must
+ * have all ranks from 0 on, once, and at each layer k x tokens choices. SGLang stat:
+ * {"logical_count": [steps, layers, E]}: counts. Anything else whose tensors are reals: router
+ * logits, [tokens, E] each (in order) or one stacked [layers, tokens, E]. The pickle inside is read
+ * by a small reader that executes nothing. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -104,7 +105,7 @@ static bool add_record_layer(const unsigned char *data, int bytes, int64_t token
             int64_t id = element(data, bytes, t * width + j);
             expert[j] = id >= 0 && id < GATE_MAX_EXPERTS ? (int32_t)id : -1;
         }
-        ok = build_add(to, 1, expert, NULL, err);
+        ok = build_add(build, to, 1, expert, NULL, err);
     }
     return ok;
 }
@@ -137,14 +138,84 @@ static bool add_record(const struct torch_file *file, const struct pickle *recor
 
 /* ---- SGLang per_pass: counts of physical experts */
 
+/* One record: a forward pass as one rank saw it. */
+struct seen {
+    int64_t pass, rank; /* index of the pass; -1 = the record does not say its rank */
+};
+
+struct passes {
+    struct count_build build;
+    int64_t *numbers; /* forward_pass_id of each document; owned */
+    int64_t count;
+    struct seen *seen; /* owned */
+    int64_t seen_count;
+    int64_t ranks; /* that the records say there are; 0 = they do not */
+};
+
+static bool reserve_passes(struct passes *p, int64_t more, struct err *err) {
+    int64_t *numbers = realloc(p->numbers, (size_t)(p->count + more + 1) * sizeof *numbers);
+    if (numbers) p->numbers = numbers;
+    struct seen *seen = realloc(p->seen, (size_t)(p->seen_count + more + 1) * sizeof *seen);
+    if (seen) p->seen = seen;
+    return (numbers && seen) || err_memory(err, "passes");
+}
+
 /* Index of a forward pass; passes of other files (ranks) are added to the first file's. */
-static int64_t pass_of(const struct pickle *record, int64_t *passes, int64_t *count) {
+static int64_t pass_of(struct passes *p, const struct pickle *record) {
     const struct pickle *id = pickle_get(record, "forward_pass_id");
-    int64_t number = id && id->kind == PICKLE_INT ? id->integer : *count;
-    for (int64_t i = 0; i < *count; i++)
-        if (passes[i] == number) return i;
-    passes[*count] = number;
-    return (*count)++;
+    int64_t number = id && id->kind == PICKLE_INT ? id->integer : p->count;
+    for (int64_t i = 0; i < p->count; i++)
+        if (p->numbers[i] == number) return i;
+    p->numbers[p->count] = number;
+    return p->count++;
+}
+
+/* What the record says of ranks: its own, and (DeepEP) a list that has one number for each. */
+static void note_rank(struct passes *p, const struct pickle *record, int64_t pass) {
+    const struct pickle *rank = pickle_get(record, "rank");
+    const struct pickle *misc = pickle_get(record, "misc_objects");
+    p->seen[p->seen_count++] =
+        (struct seen){pass, rank && rank->kind == PICKLE_INT ? rank->integer : -1};
+    for (int i = 0; misc && misc->kind == PICKLE_LIST && i < misc->count; i++) {
+        const struct pickle *list = pickle_get(misc->items[i], "num_tokens_per_rank");
+        if (list && list->kind == PICKLE_LIST && list->count > p->ranks) p->ranks = list->count;
+        if (list && list->kind == PICKLE_TENSOR && list->rank == 1 && list->shape[0] > p->ranks)
+            p->ranks = list->shape[0];
+    }
+}
+
+static int compare_seen(const void *a, const void *b) {
+    const struct seen *x = a, *y = b;
+    if (x->pass != y->pass) return x->pass < y->pass ? -1 : 1;
+    return (x->rank > y->rank) - (x->rank < y->rank);
+}
+
+/* The counts of some ranks are not the load: every pass has each of the ranks once. */
+static bool check_ranks(struct passes *p, struct err *err) {
+    int64_t ranks = p->ranks, expected = 0;
+    qsort(p->seen, (size_t)p->seen_count, sizeof *p->seen, compare_seen);
+    for (int64_t i = 0; i < p->seen_count; i++) {
+        if (p->seen[i].rank < 0) return true;
+        if (p->seen[i].rank >= ranks) ranks = p->seen[i].rank + 1;
+    }
+    for (int64_t i = 0; i < p->seen_count; i++, expected++) {
+        const struct seen *seen = &p->seen[i];
+        bool ends = i + 1 == p->seen_count || seen[1].pass != seen->pass;
+        if (i && seen->pass != seen[-1].pass) expected = 0;
+        if (seen->rank != expected || (ends && expected != ranks - 1))
+            return err_set(err, ERR_DATA,
+                           "forward pass %lld: found %s of rank %lld, expected one of each of %lld "
+                           "ranks: the load of some ranks is not the load",
+                           (long long)p->numbers[seen->pass],
+                           seen->rank < expected ? "another record" : "no record",
+                           (long long)(seen->rank < expected    ? seen->rank
+                                       : seen->rank == expected ? expected + 1
+                                                                : expected),
+                           (long long)ranks);
+    }
+    if (ranks == 1 && !p->ranks)
+        p->build.note = "; other ranks, if there were any (the records of rank 0 do not say)";
+    return true;
 }
 
 /* One pass of one rank: physical experts count for the logical ones that they hold. */
@@ -173,20 +244,18 @@ static bool add_pass(const struct torch_file *file, const struct pickle *record,
 }
 
 static bool add_passes(const struct torch_file *file, const char *path, const char *domain,
-                       int64_t **passes, struct count_build *build, struct err *err) {
+                       struct passes *p, struct err *err) {
     const struct pickle *records = pickle_get(file->root, "records");
     if (!records || records->kind != PICKLE_LIST)
         return err_set(err, ERR_FORMAT, "records: found no list");
-    int64_t known = build->document_count;
-    int64_t *grown = realloc(*passes, (size_t)(known + records->count + 1) * sizeof *grown);
-    if (!grown) return err_memory(err, "passes");
-    *passes = grown;
+    if (!reserve_passes(p, records->count, err)) return false;
     for (int i = 0; i < records->count; i++) {
-        int64_t document = pass_of(records->items[i], grown, &known);
-        if (document >= build->document_count &&
-            !count_document(build, file_name(path), domain, 0, err))
+        int64_t document = pass_of(p, records->items[i]);
+        note_rank(p, records->items[i], document);
+        if (document >= p->build.document_count &&
+            !count_document(&p->build, file_name(path), domain, 0, err))
             return false;
-        if (!add_pass(file, records->items[i], document, build, err))
+        if (!add_pass(file, records->items[i], document, &p->build, err))
             return err_context(err, "record %d", i);
     }
     return true;
@@ -195,21 +264,21 @@ static bool add_passes(const struct torch_file *file, const char *path, const ch
 /* All files: the ranks of one run. */
 static bool open_passes(const struct import_job *job, struct import_source *source,
                         const char *stem, struct err *err) {
-    struct count_build build = {0};
-    int64_t *passes = NULL;
+    struct passes passes = {0};
     bool ok = true;
     for (int i = 0; ok && i < job->file_count; i++) {
         struct torch_file file;
         ok = torch_open(&file, &source->arena, job->files[i], err);
         if (!ok) break;
-        ok = add_passes(&file, job->files[i], job->domain ? job->domain : stem, &passes, &build,
-                        err) ||
+        ok = add_passes(&file, job->files[i], job->domain ? job->domain : stem, &passes, err) ||
              import_context(err, job->files[i]);
         torch_close(&file);
     }
-    ok = ok && count_finish(&build, job, false, source, "torch", err);
-    free(passes);
-    count_free(&build);
+    ok = ok && check_ranks(&passes, err) &&
+         count_finish(&passes.build, job, true, source, "torch", err);
+    free(passes.numbers);
+    free(passes.seen);
+    count_free(&passes.build);
     return ok;
 }
 
@@ -253,13 +322,24 @@ static void read_plane(const struct logits_layer *layer, int64_t first, int64_t 
     }
 }
 
-/* Every tensor below a value, in order. */
+/* Every tensor below a value, in order; out == NULL: they are counted only. */
 static void find_tensors(const struct pickle *value, const struct pickle **out, int *count,
                          int depth) {
-    if (value->kind == PICKLE_TENSOR && *count < MAX_TENSORS) out[(*count)++] = value;
+    if (value->kind == PICKLE_TENSOR && *count < MAX_TENSORS) {
+        if (out) out[*count] = value;
+        ++*count;
+    }
     bool nested = (value->kind == PICKLE_LIST || value->kind == PICKLE_DICT) && depth < 16;
     for (int i = 0; nested && i < value->count && i < MAX_TENSORS; i++)
         find_tensors(value->items[i], out, count, depth + 1);
+}
+
+/* Layers that tensors of logits hold, at most. */
+static size_t count_planes(const struct pickle **tensors, int count) {
+    int64_t planes = 0;
+    for (int i = 0; i < count && planes < MAX_TENSORS; i++)
+        planes += tensors[i]->rank == 3 ? tensors[i]->shape[0] : 1;
+    return planes < MAX_TENSORS ? (size_t)planes : MAX_TENSORS;
 }
 
 static bool add_tensor(const struct torch_file *file, const struct pickle *tensor,
@@ -296,11 +376,16 @@ static void close_file(void *own) {
 static bool open_logits(struct torch_file *file, const struct import_job *job,
                         struct import_source *source, struct err *err) {
     struct logits_source from = {.read = read_plane, .own = file, .close_own = close_file};
-    const struct pickle **tensors = arena_alloc(&source->arena, MAX_TENSORS, sizeof *tensors);
-    from.layers = arena_alloc(&source->arena, MAX_TENSORS, sizeof *from.layers);
     int count = 0;
-    bool ok = (tensors && from.layers) || err_memory(err, "layers");
+    find_tensors(file->root, NULL, &count, 0);
+    const struct pickle **tensors = arena_alloc(&source->arena, (size_t)count, sizeof *tensors);
+    bool ok = tensors || err_memory(err, "layers");
+    count = 0;
     if (ok) find_tensors(file->root, tensors, &count, 0);
+    if (ok)
+        from.layers =
+            arena_alloc(&source->arena, count_planes(tensors, count), sizeof *from.layers);
+    ok = ok && (from.layers || err_memory(err, "layers"));
     for (int i = 0; ok && i < count; i++)
         ok = add_tensor(file, tensors[i], &from, &source->arena, err);
     if (ok) return logits_finish(&from, job, source, "torch", err);

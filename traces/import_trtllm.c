@@ -129,7 +129,7 @@ static bool add_choices(struct trtllm *t, const struct piece *pieces, int count,
         for (int64_t i = 0; i < tokens; i++) {
             int32_t expert[GATE_MAX_TOPK];
             npy_ids(&array, i * t->meta.topk, t->meta.topk, expert);
-            if (!build_add(layer, 1, expert, NULL, err)) return false;
+            if (!build_add(&t->ids, layer, 1, expert, NULL, err)) return false;
         }
     }
     return build_document(&t->ids, file_name(path), t->job->domain ? t->job->domain : "trtllm",

@@ -36,7 +36,7 @@ static bool add_token(const struct json *token, struct build *build, struct err 
             expert[k++] = (int32_t)id;
         }
         struct build_layer *layer = build_layer(build, number, k, err);
-        if (!layer || !build_add(layer, 1, expert, NULL, err)) return false;
+        if (!layer || !build_add(build, layer, 1, expert, NULL, err)) return false;
     }
     return number > 0 || err_set(err, ERR_FORMAT, "routed_experts: found a token without layers");
 }

@@ -16,7 +16,7 @@
 
 #include "base/arena.h"
 #include "base/err.h"
-#include "traces/inflate.h"
+#include "traces/zip.h"
 
 enum pickle_kind {
     PICKLE_NONE,

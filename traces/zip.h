@@ -1,8 +1,8 @@
-/* inflate.h - gzip files and zip archives (npz, torch files), checked, through zlib
+/* zip.h - zip archives (npz, torch files), checked, through zlib
  *
  * Private to traces/. */
-#ifndef TRACES_INFLATE_H
-#define TRACES_INFLATE_H
+#ifndef TRACES_ZIP_H
+#define TRACES_ZIP_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -10,13 +10,6 @@
 
 #include "base/err.h"
 #include "base/file.h"
-
-/* Reads a regular file, plain or gzip, to its end; at most max_bytes of text. Returns owned, with a
- * NUL behind; NULL with err set. */
-char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err);
-
-/* The same of the first max_bytes of its text at most: a look inside. */
-char *inflate_head(const char *path, size_t max_bytes, size_t *len, struct err *err);
 
 struct zip_member {
     const char *name;          /* borrowed */

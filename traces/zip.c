@@ -1,97 +1,12 @@
-/* inflate.c - gzip files and zip archives, checked, through zlib
+/* zip.c - zip archives (npz, torch files), checked, through zlib
  *
  * Format of zip: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory),
  * 4.3.16 (its end), 4.5.3 (zip64). */
-#include "traces/inflate.h"
+#include "traces/zip.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
-
-#include "base/str.h"
-
-enum { PIECE_BYTES = 1 << 16 };
-
-static bool is_gzip(const unsigned char *bytes, size_t n) {
-    return n > 2 && bytes[0] == 0x1f && bytes[1] == 0x8b;
-}
-
-/* Appends what one gzip member holds; *in moves behind it. */
-static bool expand_gzip(z_stream *stream, const unsigned char **in, const unsigned char *end,
-                        size_t max_bytes, unsigned char *piece, struct str *text) {
-    int code = inflateReset(stream);
-    while (code == Z_OK && text->len <= max_bytes) {
-        size_t left = (size_t)(end - *in);
-        uInt give = left > (1u << 30) ? 1u << 30 : (uInt)left;
-        stream->next_in = (unsigned char *)(uintptr_t)*in;
-        stream->avail_in = give;
-        stream->next_out = piece;
-        stream->avail_out = PIECE_BYTES;
-        code = inflate(stream, Z_NO_FLUSH);
-        *in += give - stream->avail_in;
-        str_append(text, (const char *)piece, PIECE_BYTES - stream->avail_out);
-        if (code == Z_OK && *in == end && stream->avail_out) return false; /* truncated */
-    }
-    return code == Z_STREAM_END || code == Z_OK;
-}
-
-/* A gzip file of one or more members; what lies behind them is ignored, as gzip does. */
-static bool expand_file(const struct file_map *map, size_t max_bytes, struct str *text) {
-    const unsigned char *in = map->data, *end = in + map->size_bytes;
-    unsigned char *piece = malloc(PIECE_BYTES);
-    z_stream stream = {0};
-    if (!piece || inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK) {
-        text->failed = true;
-        free(piece);
-        return true;
-    }
-    bool ok = true;
-    while (ok && text->len <= max_bytes && is_gzip(in, (size_t)(end - in)))
-        ok = expand_gzip(&stream, &in, end, max_bytes, piece, text);
-    inflateEnd(&stream);
-    free(piece);
-    return ok;
-}
-
-/* The text of a file until its end or until more than `enough` bytes are there. */
-static char *read_text(const char *path, size_t enough, size_t *len, struct err *err) {
-    struct file_map map;
-    if (!file_map(path, &map, err)) return NULL;
-    struct str text = {0};
-    bool gzip = is_gzip(map.data, map.size_bytes), whole = true;
-    str_puts(&text, "");
-    if (gzip)
-        whole = expand_file(&map, enough, &text);
-    else
-        str_append(&text, map.data, map.size_bytes > enough ? enough + 1 : map.size_bytes);
-    file_unmap(&map);
-    if (text.failed)
-        err_memory(err, path);
-    else if (!whole)
-        err_set(err, ERR_FORMAT, "%s: found damaged or truncated gzip data", path);
-    else {
-        *len = text.len;
-        return text.data;
-    }
-    str_free(&text);
-    return NULL;
-}
-
-char *inflate_file(const char *path, size_t max_bytes, size_t *len, struct err *err) {
-    char *text = read_text(path, max_bytes, len, err);
-    if (!text || *len <= max_bytes) return text;
-    free(text);
-    err_set(err, ERR_FORMAT, "%s: found more than %zu bytes", path, max_bytes);
-    return NULL;
-}
-
-char *inflate_head(const char *path, size_t max_bytes, size_t *len, struct err *err) {
-    char *text = read_text(path, max_bytes, len, err);
-    if (!text || *len <= max_bytes) return text;
-    *len = max_bytes;
-    text[max_bytes] = '\0';
-    return text;
-}
 
 static uint64_t little(const unsigned char *at, int bytes) {
     uint64_t value = 0;
@@ -107,14 +22,16 @@ static bool damaged(struct err *err, const char *what) {
 static bool find_end(const struct zip *zip, uint64_t *count, uint64_t *offset, struct err *err) {
     const unsigned char *data = zip->map.data;
     size_t size = zip->map.size_bytes;
-    for (size_t back = 22; back <= size && back < 65536 + 22; back++) {
-        const unsigned char *end = data + size - back;
+    size_t least = size < 65535 + 22 ? 0 : size - 65535 - 22; /* where it may begin */
+    for (size_t most = size < 22 ? 0 : size - 21; most > least;) {
+        const unsigned char *end = memrchr(data + least, 'P', most - least);
+        if (!end) break;
+        most = (size_t)(end - data);
         if (memcmp(end, "PK\5\6", 4) != 0) continue;
         *count = little(end + 10, 2);
         *offset = little(end + 16, 4);
         if (*count != 0xffff && *offset != 0xffffffff) return true;
-        if (back + 20 > size || memcmp(end - 20, "PK\6\7", 4) != 0)
-            return damaged(err, "directory");
+        if (end - data < 20 || memcmp(end - 20, "PK\6\7", 4) != 0) return damaged(err, "directory");
         uint64_t at = little(end - 20 + 8, 8);
         if (size < 56 || at > size - 56 || memcmp(data + at, "PK\6\6", 4) != 0)
             return damaged(err, "directory");
