@@ -225,15 +225,11 @@ static bool open_layer(const struct import_job *job, struct st_state *state, int
 
 /* ---- documents */
 
-/* One of the "documents" list of the metadata, which our exporter writes; absent elsewhere. */
-static bool describe(const struct import_job *job, struct import_source *source,
-                     const struct json *list, int index, struct trace_document *document,
-                     struct err *err) {
-    const char *stem = import_stem(&source->arena, job->files[0]);
-    const struct json *entry = json_first(list);
-    for (int i = 0; entry && i < index; i++) entry = json_next(entry);
+/* entry: one of the "documents" list of the metadata, which our exporter writes; NULL elsewhere.
+ * stem: the domain where it names none. */
+static bool describe(const struct import_job *job, struct import_source *source, const char *stem,
+                     const struct json *entry, struct trace_document *document, struct err *err) {
     const char *from, *domain, *sha256;
-    if (!stem) return err_memory(err, "documents");
     if (!json_get_text(entry, "source", file_name(job->files[0]), &from, err) ||
         !json_get_text(entry, "domain", stem, &domain, err) ||
         !json_get_text(entry, "sha256", "", &sha256, err) ||
@@ -255,9 +251,9 @@ static bool split_documents(struct import_source *source, const int32_t *documen
         int64_t d = document ? document[t] : 0;
         if (d == n)
             n++;
-        else if (d != n - 1)
+        else if (!n || d != n - 1)
             return err_set(err, ERR_DATA, "document: token %lld: found %lld, expected %lld or %lld",
-                           (long long)t, (long long)d, (long long)(n - 1), (long long)n);
+                           (long long)t, (long long)d, (long long)(n ? n - 1 : 0), (long long)n);
     }
     struct trace_document *list = arena_alloc(&source->arena, (size_t)n, sizeof *list);
     if (!list) return err_memory(err, "documents");
@@ -281,9 +277,13 @@ static bool open_documents(const struct import_job *job, struct import_source *s
     const char *text = safetensors_metadata(state->file, "documents");
     struct json *described = text ? json_parse(text, strlen(text), err) : NULL;
     if (text && !described) return err_context(err, "metadata documents");
-    bool ok = true;
-    for (int64_t d = 0; ok && d < source->setup.document_count; d++)
-        ok = describe(job, source, described, (int)d, &list[d], err);
+    const char *stem = import_stem(&source->arena, job->files[0]);
+    const struct json *entry = json_first(described);
+    bool ok = stem || err_memory(err, "documents");
+    for (int64_t d = 0; ok && d < source->setup.document_count; d++) {
+        ok = describe(job, source, stem, entry, &list[d], err);
+        if (entry) entry = json_next(entry);
+    }
     json_free(described);
     return ok;
 }
