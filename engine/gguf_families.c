@@ -54,6 +54,12 @@ static const struct gguf_family table[] = {
     {.name = "afmoe", .type = "afmoe", .gating = GATING_SIGMOID, .normalises = true},
     {.name = "cohere2moe", .type = "cohere2_moe", .gating = GATING_SIGMOID},
     {.name = "cohere2moe", .type = "cohere2_moe", .gating = GATING_SOFTMAX, .normalises = true},
+    {.name = "laguna",
+     .type = "laguna",
+     .gating = GATING_SIGMOID,
+     .normalises = true,
+     .scale_key = "moe_routed_scaling_factor"},
+    {.name = "mimo2", .type = "mimo_v2_flash", .gating = GATING_SIGMOID, .normalises = true},
     {.name = "dbrx",
      .type = "dbrx",
      .gating = GATING_SOFTMAX,
@@ -166,6 +172,28 @@ static const struct {
     {"expert_group_used_count", "topk_group", false},
 };
 
+/* The key's list of a whole number for each block; NULL when it is no list. */
+static const struct gguf_value *list_of(struct translation *t, const char *key) {
+    const struct gguf_value *list = gguf_find(t->head, full(t, key).text);
+    if (!list || !list->array) return NULL;
+    if (list->kind == GGUF_TEXT || list->kind == GGUF_F32 || list->kind == GGUF_F64 ||
+        list->count < t->layers) {
+        refuse(t, key, "a list that does not fit", "a whole number for each block");
+        return NULL;
+    }
+    return list;
+}
+
+/* Query heads: a number, or one for each block, of which this is the first. */
+static int64_t head_count(struct translation *t) {
+    const struct gguf_value *list = list_of(t, "attention.head_count");
+    return list ? gguf_int(list, 0) : need(t, "attention.head_count");
+}
+
+static bool is_type(const struct translation *t, const char *type) {
+    return strcmp(t->row->type, type) == 0;
+}
+
 static void put_common(struct translation *t) {
     for (size_t i = 0; i < sizeof common / sizeof *common; i++) {
         double value =
@@ -173,7 +201,7 @@ static void put_common(struct translation *t) {
         if (value != 0) put_real(t, common[i].name, value);
     }
     put_int(t, "hidden_size", need(t, "embedding_length"));
-    put_int(t, "num_attention_heads", need(t, "attention.head_count"));
+    put_int(t, "num_attention_heads", head_count(t));
     put_real(t, "rope_theta", get_real(t, "rope.freq_base", 10000));
 }
 
@@ -199,37 +227,66 @@ static void put_sizes(struct translation *t) {
     if (tensors_find(t->set, "output.bias")) put_bool(t, "lm_head_bias", true);
 }
 
+/* "type" and the settings of a scaled rotation. */
+static void put_scaling(struct translation *t, const char *type) {
+    str_printf(&t->json, "\"type\":\"%s\"", type);
+    if (strcmp(type, "default") == 0) return;
+    put_real(t, "factor", get_real(t, "rope.scaling.factor", 0));
+    if (strcmp(type, "yarn") != 0) return;
+    double all = get_real(t, "rope.scaling.yarn_log_multiplier", 0) / 0.1;
+    put_int(t, "original_max_position_embeddings", need(t, "rope.scaling.original_context_length"));
+    put_real(t, "beta_fast", get_real(t, "rope.scaling.yarn_beta_fast", 32));
+    put_real(t, "beta_slow", get_real(t, "rope.scaling.yarn_beta_slow", 1));
+    if (all > 0) put_real(t, "mscale", all);
+    if (all > 0) put_real(t, "mscale_all_dim", all);
+    if (t->row->gating == GATING_CHOSEN) put_bool(t, "truncate", false);
+}
+
+/* The share of a head that rotates: a little more than the whole dimensions, which readers cut. */
+static void put_partial(struct translation *t, int64_t dims, int64_t dim) {
+    bool part = dims > 0 && dims < dim;
+    put_real(t, "partial_rotary_factor", part ? ((double)dims + 0.5) / (double)dim : 1);
+}
+
+/* Sliding layers rotate without scaling, by a base and over dimensions of their own. */
+static void put_rope_kinds(struct translation *t, const char *type, int64_t dim) {
+    int64_t dims = get_int(t, "rope.dimension_count", 0);
+    str_puts(&t->json, ",\"rope_scaling\":{\"full_attention\":{");
+    put_scaling(t, type);
+    if (has_key(t, "rope.scaling.yarn_attn_factor"))
+        put_real(t, "attention_factor", get_real(t, "rope.scaling.yarn_attn_factor", 1));
+    put_real(t, "rope_theta", get_real(t, "rope.freq_base", 10000));
+    put_partial(t, dims, dim);
+    str_puts(&t->json, "},\"sliding_attention\":{\"type\":\"default\"");
+    put_real(t, "rope_theta",
+             get_real(t, "rope.freq_base_swa", get_real(t, "rope.freq_base", 10000)));
+    put_partial(t, get_int(t, "rope.dimension_count_swa", dims), dim);
+    str_puts(&t->json, "}}");
+}
+
 /* Rotation of a part of the head, and its scaling. */
 static void put_rope(struct translation *t) {
     const char *type = NULL;
     if (t->failed) return;
     t->failed = !gguf_get_text(t->head, full(t, "rope.scaling.type").text, "none", &type, t->err);
-    int64_t dims = get_int(t, "rope.dimension_count", 0);
-    int64_t heads = need(t, "attention.head_count");
+    int64_t dims = get_int(t, "rope.dimension_count", 0), heads = head_count(t);
     int64_t dim = get_int(t, "attention.key_length", 0);
+    if (heads < 1) refuse(t, "attention.head_count", "0", "a positive number");
     if (t->failed) return;
     if (dim == 0) dim = need(t, "embedding_length") / heads;
-    if (dim > 0 && !t->family->mla)
-        put_real(t, "partial_rotary_factor", dims ? (double)dims / (double)dim : 1);
-    double factor = get_real(t, "rope.scaling.factor", 0);
-    bool yarn = strcmp(type, "yarn") == 0;
-    if (!strcmp(type, "none") || (!strcmp(type, "linear") && !(factor > 0))) return;
-    if (!yarn && strcmp(type, "linear") != 0) {
+    bool linear = strcmp(type, "linear") == 0, yarn = strcmp(type, "yarn") == 0;
+    if (strcmp(type, "none") != 0 && !linear && !yarn)
         refuse(t, "rope.scaling.type", type, "none, linear or yarn");
+    if (linear && !(get_real(t, "rope.scaling.factor", 0) > 0)) type = "none";
+    if (t->failed) return;
+    if (is_type(t, "laguna")) {
+        put_rope_kinds(t, strcmp(type, "none") ? type : "default", dim);
         return;
     }
-    str_printf(&t->json, ",\"rope_scaling\":{\"type\":\"%s\"", type);
-    put_real(t, "factor", factor);
-    if (yarn) {
-        double all = get_real(t, "rope.scaling.yarn_log_multiplier", 0) / 0.1;
-        put_int(t, "original_max_position_embeddings",
-                need(t, "rope.scaling.original_context_length"));
-        put_real(t, "beta_fast", get_real(t, "rope.scaling.yarn_beta_fast", 32));
-        put_real(t, "beta_slow", get_real(t, "rope.scaling.yarn_beta_slow", 1));
-        if (all > 0) put_real(t, "mscale", all);
-        if (all > 0) put_real(t, "mscale_all_dim", all);
-        if (t->row->gating == GATING_CHOSEN) put_bool(t, "truncate", false);
-    }
+    if (dim > 0 && !t->family->mla) put_partial(t, dims, dim);
+    if (strcmp(type, "none") == 0) return;
+    str_puts(&t->json, ",\"rope_scaling\":{");
+    put_scaling(t, type);
     str_puts(&t->json, "}");
 }
 
@@ -263,18 +320,6 @@ static void put_dense_layers(struct translation *t) {
     put_int(t, "interleave_moe_layer_step", every > 0 ? every : 1);
 }
 
-/* The key's list of a whole number for each block; NULL when it is no list. */
-static const struct gguf_value *list_of(struct translation *t, const char *key) {
-    const struct gguf_value *list = gguf_find(t->head, full(t, key).text);
-    if (!list || !list->array) return NULL;
-    if (list->kind == GGUF_TEXT || list->kind == GGUF_F32 || list->kind == GGUF_F64 ||
-        list->count < t->layers) {
-        refuse(t, key, "a list that does not fit", "a whole number for each block");
-        return NULL;
-    }
-    return list;
-}
-
 /* A number, or one a layer: the same for all as a number, else as the list. */
 static void put_per_layer(struct translation *t, const char *key, const char *name) {
     const struct gguf_value *list = list_of(t, key);
@@ -291,27 +336,42 @@ static void put_per_layer(struct translation *t, const char *key, const char *na
     if (!same) str_puts(&t->json, "]");
 }
 
-/* Key and value heads; a list has 0 for the blocks that do not attend. */
-static void put_kv_heads(struct translation *t) {
+/* Does a block slide? The list of the file; else (laguna) every block but each fourth. */
+static bool slides(const struct translation *t, const struct gguf_value *list, int block) {
+    if (list) return gguf_int(list, block) != 0;
+    return is_type(t, "laguna") && has_key(t, "attention.sliding_window") && block % 4 != 0;
+}
+
+/* Key and value heads; a list has 0 for the blocks that do not attend. Where `sliding`, those of
+ * the blocks that slide are another number. */
+static void put_kv_kind(struct translation *t, const char *name, int sliding) {
     const struct gguf_value *list = list_of(t, "attention.head_count_kv");
+    const struct gguf_value *pattern = list_of(t, "attention.sliding_window_pattern");
     int64_t most = list ? 0 : get_int(t, "attention.head_count_kv", 0);
     for (int i = 0; list && i < t->layers; i++) {
         int64_t heads = gguf_int(list, i);
+        if (sliding >= 0 && slides(t, pattern, i) != sliding) continue;
         if (heads != 0 && most != 0 && heads != most)
             refuse(t, "attention.head_count_kv", "several numbers of heads", "one, or 0");
         if (heads != 0) most = heads;
     }
-    if (most != 0) put_int(t, "num_key_value_heads", most);
+    if (most != 0) put_int(t, name, most);
 }
 
-/* Which blocks slide (a list of true and false), which convolve (those without heads). */
+static void put_kv_heads(struct translation *t) {
+    bool kinds = is_type(t, "mimo_v2_flash");
+    put_kv_kind(t, "num_key_value_heads", kinds ? 0 : -1);
+    if (kinds) put_kv_kind(t, "swa_num_key_value_heads", 1);
+}
+
+/* Which blocks slide, which convolve (those without heads). */
 static void put_layer_types(struct translation *t) {
     const struct gguf_value *sliding = list_of(t, "attention.sliding_window_pattern");
     const struct gguf_value *heads = list_of(t, "attention.head_count_kv");
-    if (t->failed || (!sliding && !heads)) return;
+    if (t->failed || (!sliding && !heads && !is_type(t, "laguna"))) return;
     str_puts(&t->json, ",\"layer_types\":[");
     for (int i = 0; i < t->layers; i++) {
-        const char *kind = sliding && gguf_int(sliding, i) ? "sliding_attention" : "full_attention";
+        const char *kind = slides(t, sliding, i) ? "sliding_attention" : "full_attention";
         if (heads && gguf_int(heads, i) == 0) kind = "conv";
         str_printf(&t->json, "%s\"%s\"", i ? "," : "", kind);
     }
@@ -357,8 +417,9 @@ static void put_gate(struct translation *t) {
         put_bool(t, norm_key, normalises);
     else if (normalises != t->row->normalises)
         refuse(t, "expert_weights_norm", normalises ? "true" : "false", "the other value");
-    if (scale != 0 && f->scale_key)
-        put_real(t, f->scale_key, scale);
+    const char *scale_key = either(t->row->scale_key, f->scale_key);
+    if (scale != 0 && scale_key)
+        put_real(t, scale_key, scale);
     else if (scale != 0 && scale != 1)
         refuse(t, "expert_weights_scale", "a factor", "1: this architecture has none");
     if (strcmp(f->type, "deepseek_v2") == 0)
@@ -386,6 +447,38 @@ static void put_cohere2(struct translation *t) {
     put_real(t, "layer_norm_eps", get_real(t, "attention.layer_norm_epsilon", 1e-5));
 }
 
+/* Query heads by block; the output gate has a column for each head, or for each channel. */
+static void put_laguna(struct translation *t) {
+    const struct tensor *gate = block_tensor(t, 0, "attn_gate.weight");
+    const struct gguf_value *list = list_of(t, "attention.head_count");
+    bool per_head = gate && gate->rank == 2 && gate->shape[0] == head_count(t);
+    str_printf(&t->json, ",\"gating\":\"%s\"", per_head ? "per-head" : "per-element");
+    if (!list || t->failed) return;
+    str_puts(&t->json, ",\"num_attention_heads_per_layer\":[");
+    for (int i = 0; i < t->layers; i++)
+        str_printf(&t->json, "%s%lld", i ? "," : "", (long long)gguf_int(list, i));
+    str_puts(&t->json, "]");
+}
+
+/* Has a block of this kind sinks? */
+static bool has_sinks(struct translation *t, bool sliding) {
+    const struct gguf_value *pattern = list_of(t, "attention.sliding_window_pattern");
+    for (int i = 0; i < t->layers && !t->failed; i++)
+        if (slides(t, pattern, i) == sliding && block_tensor(t, i, "attn_sinks.weight"))
+            return true;
+    return false;
+}
+
+/* The released model sees one token more than its window (sliding_window_size). */
+static void put_mimo(struct translation *t) {
+    put_int(t, "v_head_dim", need(t, "attention.value_length"));
+    put_int(t, "sliding_window_size", need(t, "attention.sliding_window"));
+    put_real(t, "swa_rope_theta", get_real(t, "rope.freq_base_swa", 10000));
+    put_real(t, "attention_value_scale", get_real(t, "attention.value_scale", 1));
+    put_bool(t, "add_swa_attention_sink_bias", has_sinks(t, true));
+    put_bool(t, "add_full_attention_sink_bias", has_sinks(t, false));
+}
+
 /* Settings that one family alone reads. */
 static void put_own(struct translation *t) {
     const char *type = t->family->type;
@@ -397,6 +490,8 @@ static void put_own(struct translation *t) {
     if (strcmp(type, "lfm2_moe") == 0) put_int(t, "conv_L_cache", need(t, "shortconv.l_cache"));
     if (strcmp(type, "dbrx") == 0) put_dbrx(t);
     if (strcmp(type, "cohere2_moe") == 0) put_cohere2(t);
+    if (strcmp(type, "laguna") == 0) put_laguna(t);
+    if (strcmp(type, "mimo_v2_flash") == 0) put_mimo(t);
     if (strcmp(type, "granitemoe") == 0 && get_real(t, "attention.scale", 0) == 0)
         put_real(t, "attention_multiplier",
                  1 / sqrt((double)need(t, "embedding_length") /

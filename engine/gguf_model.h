@@ -27,6 +27,7 @@ struct gguf_family {
     bool normalises;  /* what an absent expert_weights_norm means */
     bool permuted;    /* rows of q and k lie so that neighbouring pairs rotate */
     const char *feed_norm; /* tensor before the feed-forward; NULL: ffn_norm */
+    const char *scale_key; /* of expert_weights_scale where the family's hook reads it */
 };
 
 /* Builds the spec of an opened model. *config_json <- the configuration that stands for the

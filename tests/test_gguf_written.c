@@ -98,9 +98,20 @@ static const struct rename of_afmoe[] = {
 };
 static const struct rename of_hy[] = {{"mlp.expert_bias", "exp_probs_b"}, {0}};
 
+static const struct rename of_laguna[] = {
+    W("self_attn.g_proj", "attn_gate"),
+    GLU("mlp.shared_expert", "_shexp.weight"),
+    {"mlp.experts.e_score_correction_bias", "exp_probs_b.bias"},
+    {0}};
+static const struct rename of_mimo[] = {{"self_attn.attention_sink_bias", "attn_sinks.weight"},
+                                        {0}};
+
 #define SIZES(layers, hidden, heads)                                                               \
     "u block_count " #layers ";u context_length 256;u embedding_length " #hidden                   \
     ";u attention.head_count " #heads ";"
+/* several numbers of query heads: the list comes with the case */
+#define LISTED(layers, hidden)                                                                     \
+    "u block_count " #layers ";u context_length 256;u embedding_length " #hidden ";"
 #define HEADS16 "u attention.key_length 16;u attention.value_length 16;"
 #define EPS5    "f attention.layer_norm_rms_epsilon 1e-5;"
 #define EPS6    "f attention.layer_norm_rms_epsilon 1e-6;"
@@ -169,6 +180,26 @@ static const struct written cases[] = {
      "attention.sliding_window 16;B attention.sliding_window_pattern 0 1 1 1 0;u "
      "expert_feed_forward_length 24;u leading_dense_block_count 1;b expert_weights_norm 0;",
      NULL},
+    {"../shared/golden/", "laguna", "laguna",
+     LISTED(5, 64) HEADS16 EPS6
+     "U attention.head_count 4 6 6 6 4;u feed_forward_length 96;u attention.head_count_kv 2;f "
+     "rope.freq_base 500000;f rope.freq_base_swa 10000;u rope.dimension_count 8;u "
+     "rope.dimension_count_swa 16;s rope.scaling.type yarn;f rope.scaling.factor 8;u "
+     "rope.scaling.original_context_length 32;f rope.scaling.yarn_attn_factor 1;f "
+     "rope.scaling.yarn_beta_fast 64;f rope.scaling.yarn_beta_slow 1;u expert_count 16;u "
+     "expert_used_count 4;u expert_gating_func 2;u attention.sliding_window 16;u "
+     "expert_feed_forward_length 16;u expert_shared_feed_forward_length 24;u "
+     "leading_dense_block_count 1;b expert_weights_norm 1;f expert_weights_scale 2.5;",
+     of_laguna},
+    {"../shared/golden/", "mimo_v2_flash", "mimo2",
+     SIZES(5, 64, 4) EPS5
+     "u attention.key_length 24;u attention.value_length 16;u feed_forward_length 96;U "
+     "attention.head_count_kv 1 2 2 1 2;f rope.freq_base 5000000;f rope.freq_base_swa 10000;u "
+     "rope.dimension_count 8;u expert_count 16;u expert_used_count 4;u expert_gating_func 2;u "
+     "expert_group_count 1;u expert_group_used_count 1;u attention.sliding_window 16;U "
+     "attention.sliding_window_pattern 0 1 1 0 1;f attention.value_scale 0.707;u "
+     "expert_feed_forward_length 16;",
+     of_mimo},
 };
 
 /* ---- writing */
