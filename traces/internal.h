@@ -3,6 +3,7 @@
 #define TRACES_INTERNAL_H
 
 #include "base/arena.h"
+#include "traces/connections.h"
 #include "traces/db.h"
 #include "traces/trace.h"
 
@@ -30,8 +31,10 @@ struct trace {
     int domain_count;
     struct block *blocks; /* malloc'd: it grows while writing */
     int64_t block_count, block_cap;
-    struct writer *writer;    /* NULL for readers */
-    const struct db *cursors; /* connection that cursors share; NULL: each opens its own */
+    struct writer *writer; /* NULL for readers */
+    const struct db
+        *cursors; /* connection that cursors share; NULL: each has its own, taken from */
+    struct connections *connections; /* NULL: each opens its own */
 };
 
 /* The text columns and the integer columns of `capture`, as members of struct trace_capture;

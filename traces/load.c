@@ -273,7 +273,11 @@ struct trace *trace_open(const char *path, struct err *err) {
         err_memory(err, path);
         return NULL;
     }
-    if (db_open(&trace->db, path, DB_READ, err) && trace_load(trace, err)) return trace;
+    trace->connections = connections_create();
+    if (!trace->connections)
+        err_memory(err, path);
+    else if (db_open(&trace->db, path, DB_READ, err) && trace_load(trace, err))
+        return trace;
     trace_free(trace);
     return NULL;
 }
@@ -286,6 +290,7 @@ void trace_release(struct trace *trace) {
 void trace_free(struct trace *trace) {
     if (!trace) return;
     trace_release(trace);
+    connections_free(trace->connections);
     db_close(&trace->db);
     free(trace);
 }

@@ -22,6 +22,11 @@
 #include "traces/internal.h"
 #include "traces/same.h"
 
+/* Unused bytes at the end of each page. With them the part of a chunk's record that stays in the
+ * b-tree is 2028 bytes, a multiple of 4 (2031 without), so that the floats in the pages behind are
+ * aligned and can be used in place (in_place.h). 0.15 % of the file. */
+enum { RESERVED_BYTES = 24 };
+
 enum { BLOCK_TARGET_BYTES = 512 << 10, BLOCK_MIN_TOKENS = 16, BLOCK_MOST_TOKENS = 4096 };
 
 /* What gathers at one router until a block is full. */
@@ -238,9 +243,11 @@ bool trace_insert_setup(struct db *db, const struct trace_setup *setup, const ch
 static bool fill_new(struct trace *trace, const struct trace_setup *setup, struct err *err) {
     struct db *db = &trace->db;
     char identity[65];
+    int reserved = RESERVED_BYTES;
     trace_setup_identity(setup, identity);
-    return db_exec(db, "PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; BEGIN IMMEDIATE",
-                   err) &&
+    if (!db_exec(db, "PRAGMA page_size = 16384", err)) return false;
+    sqlite3_file_control(db->handle, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserved);
+    return db_exec(db, "PRAGMA journal_mode = WAL; BEGIN IMMEDIATE", err) &&
            db_exec(db, embed_traces_schema_sql, err) &&
            trace_insert_setup(db, setup, "trace", identity, err) && db_exec(db, "COMMIT", err);
 }
