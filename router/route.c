@@ -286,9 +286,10 @@ static unsigned choose(const struct route_kernels *run, const struct block *b, c
     }
     if (run->choose) left = run->choose(&job);
     if (left == all) choose_in_steps(run, b, score);
-    for (int t = 0; left != all && left >> t; t++) {
-        struct block one = one_token(b, t);
-        if (left >> t & 1) choose_in_steps(run, &one, score + t * b->experts);
+    for (unsigned rest = left == all ? 0 : left; rest; rest &= rest - 1) {
+        int t = __builtin_ctz(rest);
+        const struct block one = one_token(b, t);
+        choose_in_steps(run, &one, score + t * b->experts);
     }
     return job.weighed ? all & ~left : 0;
 }
@@ -377,17 +378,17 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
     }
     /* biased selection, unbiased weights: the bias steers the load and must not scale outputs */
     unsigned weighed = choose(run, b, score);
-    for (int t = 0; b->out.escape && t < b->tokens; t++)
+    if (b->out.escape) memset(b->out.escape, 0, (size_t)b->tokens);
+    for (int t = 0; b->gate->fill == FILL_ZERO && b->out.escape && t < b->tokens; t++)
         b->out.escape[t] =
-            b->gate->fill == FILL_ZERO
-                ? count_escapes(b->gate, E, b->out.expert + t * b->gate->topk, s->kept + t * stride)
-                : 0;
+            count_escapes(b->gate, E, b->out.expert + t * b->gate->topk, s->kept + t * stride);
     if (b->out.weight && !weighed)
         weigh(run, b->gate, E, b->tokens, score, b->out.expert, b->out.weight);
-    for (int t = 0; weighed && t < b->tokens; t++) {
+    unsigned left = weighed ? ~weighed & ((1u << b->tokens) - 1) : 0;
+    for (; left; left &= left - 1) {
+        int t = __builtin_ctz(left);
         const struct block one = one_token(b, t);
-        if (!(weighed >> t & 1))
-            weigh(run, b->gate, E, 1, score + t * E, one.out.expert, one.out.weight);
+        weigh(run, b->gate, E, 1, score + t * E, one.out.expert, one.out.weight);
     }
 }
 
@@ -398,9 +399,9 @@ static bool route_straight(const struct route_kernels *run, const struct block *
     unsigned left = run->choose_logits ? run->choose_logits(&job) : 0;
     if (!run->choose_logits || left == (1u << b->tokens) - 1) return false;
     if (b->out.escape) memset(b->out.escape, 0, (size_t)b->tokens);
-    for (int t = 0; left >> t; t++) {
-        const struct block one = one_token(b, t);
-        if (left >> t & 1) route_table(run, &one);
+    for (; left; left &= left - 1) {
+        const struct block one = one_token(b, __builtin_ctz(left));
+        route_table(run, &one);
     }
     return true;
 }

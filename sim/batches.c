@@ -10,7 +10,7 @@ bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks
                   int64_t batch_tokens, int64_t total_tokens, struct err *err) {
     size_t most = (size_t)(total_tokens / batch_tokens + 1);
     *b = (struct batches){.experts = experts, .ranks = ranks, .batch_tokens = batch_tokens};
-    b->counts = arena_alloc(arena, (size_t)experts, sizeof *b->counts);
+    b->counts = arena_alloc(arena, 2 * (size_t)experts, sizeof *b->counts);
     b->load = arena_alloc(arena, (size_t)ranks, sizeof *b->load);
     b->tokens = arena_alloc(arena, most, sizeof *b->tokens);
     b->maxvio = arena_alloc(arena, most, sizeof *b->maxvio);
@@ -24,6 +24,7 @@ bool batches_init(struct batches *b, struct arena *arena, int experts, int ranks
     b->squares = b->sum + experts;
     if (!b->counts || !b->load || !b->tokens || !b->maxvio || !b->efficiency)
         return err_memory(err, "balance batches");
+    b->total = b->counts + experts;
     return true;
 }
 
@@ -99,6 +100,7 @@ void batches_close(struct batches *b) {
     b->efficiency[b->closed] = chosen ? balance_efficiency(b->load, b->ranks) : 1;
     b->closed++;
     b->filled = 0;
+    for (int e = 0; e < b->experts; e++) b->total[e] += b->counts[e];
     memset(b->counts, 0, (size_t)b->experts * sizeof *b->counts);
 }
 

@@ -20,6 +20,7 @@ struct batches {
     int64_t batch_tokens;
     int64_t filled;     /* tokens of the open batch */
     int64_t *counts;    /* [E] of the open batch */
+    int64_t *total;     /* [E] of all closed ones */
     int64_t *sent;      /* [ranks] tokens with an expert on the rank, over all; NULL: not counted */
     int64_t *load;      /* [ranks] scratch */
     int64_t closed;     /* batches below */

@@ -33,7 +33,7 @@ struct stream {
     int64_t *token;         /* [n] behind rows */
     int32_t *id;            /* [n] behind rows; only for hash layers */
     uint64_t *mask;         /* [E/64] */
-    uint64_t *native_set;   /* [n, E/64] */
+    uint8_t *native_flag;   /* [n,E] */
     void *scratch;
 };
 
@@ -194,7 +194,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     }
     if (!make_rows(s, n)) return err_memory(err, "replay");
     s->mask = arena_alloc(arena, experts / 64 + 1, sizeof *s->mask);
-    s->native_set = arena_alloc(arena, n, (size_t)sums_words((int)experts) * sizeof *s->native_set);
+    s->native_flag = arena_alloc(arena, n, experts);
     s->scratch = arena_alloc(arena, 1, route_scratch_bytes((int)experts));
     if (s->job->options->order && s->job->source->ids) {
         size_t k = (size_t)s->layer->native.topk;
@@ -206,7 +206,7 @@ static bool make_stream_buffers(struct stream *s, struct err *err) {
     if (gathers) s->gathered = arena_alloc(arena, n, experts * sizeof *s->gathered);
     bool documents = s->job->options->documents || s->job->options->losses;
     if (documents) s->document = arena_alloc(arena, n, sizeof *s->document);
-    bool ok = s->mask && s->native_set && s->scratch && (s->gathered || !gathers) &&
+    bool ok = s->mask && s->native_flag && s->scratch && (s->gathered || !gathers) &&
               (s->document || !documents);
     return ok || err_memory(err, "replay");
 }
@@ -290,7 +290,7 @@ static int64_t score_chunk(struct stream *s, const float *logits, int64_t n) {
     return scored ? -1 : route_first_not_finite(logits, n * s->layer->experts);
 }
 
-/* What the units' sums share: the native choices as sets, the mass of the k highest. */
+/* What the units' sums share: the native choices as flags, the mass of the k highest. */
 static void hold(struct stream *s, const float *logits, int64_t n) {
     const struct unit *native = s->native;
     const struct sums sums = {n, native->experts, native->slots, native->expert};
@@ -300,7 +300,7 @@ static void hold(struct stream *s, const float *logits, int64_t n) {
         compared = compared || (unit != native && !unit->hidden);
         if (unit->holds) unit_hold(unit, scores_for(s, unit, logits), n);
     }
-    if (compared) sums_sets(&sums, s->native_set);
+    if (compared) sums_flags(&sums, s->native_flag);
 }
 
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
@@ -310,7 +310,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
                                    .native = s->native,
                                    .logits = logits,
                                    .ordered = !s->job->options->order,
-                                   .native_set = s->native_set,
+                                   .native_flag = s->native_flag,
                                    .mask = s->mask};
     int64_t bad = score_chunk(s, logits, n);
     if (bad >= 0) return refuse_logit(s, position, bad, logits[bad], err);
@@ -332,7 +332,7 @@ static bool run_chunk(struct stream *s, int64_t position, const float *logits, i
 static bool take_chunk(struct stream *s, int64_t position, int64_t *n, struct err *err) {
     const struct source *source = s->job->source;
     struct unit_context context = {
-        .native = s->native, .native_set = s->native_set, .mask = s->mask};
+        .native = s->native, .native_flag = s->native_flag, .mask = s->mask};
     int64_t left = source->tokens - position, max = s->chunk_tokens;
     const int32_t *expert = s->experts;
     const float *weight = s->weights;
@@ -531,6 +531,7 @@ static bool fill_rows(struct stream *s, struct err *err) {
         struct replay_row *row = &run->row[i];
         if (!unit) continue;
         batches_close(run->batches[i]);
+        unit_close(unit);
         *row = (struct replay_row){.experts = unit->experts,
                                    .topk = unit->gate.topk,
                                    .tokens = unit->count,

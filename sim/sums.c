@@ -88,35 +88,33 @@ void sums_mass(const struct sums *s, const float *score, double *mass) {
     FOR_K(s->k, mass_k, s, score, mass)
 }
 
-void sums_sets(const struct sums *s, uint64_t *set) {
-    int words = sums_words(s->experts);
-    memset(set, 0, (size_t)(s->n * words) * sizeof *set);
+void sums_flags(const struct sums *s, uint8_t *flag) {
+    memset(flag, 0, (size_t)(s->n * s->experts));
     for (int64_t t = 0; t < s->n; t++)
         for (int i = 0; i < s->k; i++) {
             int32_t e = s->expert[t * s->k + i];
-            if (e >= 0) set[t * words + (e >> 6)] |= UINT64_C(1) << (e & 63);
+            if (e >= 0) flag[t * s->experts + e] = 1;
         }
 }
 
-INLINE int64_t common_k(const int k, const struct sums *s, const uint64_t *set,
+INLINE int64_t common_k(const int k, const struct sums *s, const uint8_t *flag,
                         int64_t *different) {
     const int32_t *expert = s->expert;
-    int words = sums_words(s->experts);
     int64_t all = 0, parted = 0;
-    for (int64_t t = 0; t < s->n; t++, expert += k, set += words) {
-        uint64_t both = 0;
-        for (int i = 0; i < k; i++) both += set[expert[i] >> 6] >> (expert[i] & 63) & 1;
-        all += (int64_t)both;
-        parted += both < (uint64_t)k;
+    for (int64_t t = 0; t < s->n; t++, expert += k, flag += s->experts) {
+        unsigned both = 0;
+        for (int i = 0; i < k; i++) both += flag[expert[i]];
+        all += both;
+        parted += both < (unsigned)k;
     }
     *different += parted;
     return all;
 }
 
-int64_t sums_common(const struct sums *s, const uint64_t *set, int64_t *different) {
+int64_t sums_common(const struct sums *s, const uint8_t *flag, int64_t *different) {
     int64_t common = 0;
-#define ADD(k, s, set, different) common = common_k(k, s, set, different)
-    FOR_K(s->k, ADD, s, set, different)
+#define ADD(k, s, flag, different) common = common_k(k, s, flag, different)
+    FOR_K(s->k, ADD, s, flag, different)
 #undef ADD
     return common;
 }

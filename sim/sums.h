@@ -28,11 +28,9 @@ void sums_ranks(const struct sums *s, const float *weight, const double *shift, 
 /* mass[n] <- sum of score[n,E] at the experts of each token. */
 void sums_mass(const struct sums *s, const float *score, double *mass);
 
-/* Words of a set of experts. */
-static inline int sums_words(int experts) { return (experts + 63) / 64; }
-/* set[n, words] <- each token's experts (negative ones left out) as bits. */
-void sums_sets(const struct sums *s, uint64_t *set);
-/* How many choices are in the token's set; *different grows by the tokens where not all are. */
-int64_t sums_common(const struct sums *s, const uint64_t *set, int64_t *different);
+/* flag[n,E] <- 1 at each token's experts (negative ones left out), else 0. */
+void sums_flags(const struct sums *s, uint8_t *flag);
+/* How many choices are flagged; *different grows by the tokens where not all are. */
+int64_t sums_common(const struct sums *s, const uint8_t *flag, int64_t *different);
 
 #endif

@@ -278,7 +278,6 @@ static void add_full_loads(struct unit *unit, const struct unit_context *c,
                            const struct sums *sums) {
     unit->kept += c->n * sums->k;
     unit->most = sums->k;
-    for (int64_t i = 0; i < c->n * sums->k; i++) unit->count[unit->expert[i]]++;
     sums_received(sums, unit->weight, unit->received);
     unit->ties += sums_bytes(unit->tie, c->n);
     unit->escapes += sums_bytes(unit->escape, c->n);
@@ -451,7 +450,7 @@ static void accumulate_full(struct unit *unit, const struct unit_context *c) {
     if (unit == c->native)
         unit->agreed += c->n * sums.k;
     else
-        unit->agreed += sums_common(&sums, c->native_set, &different);
+        unit->agreed += sums_common(&sums, c->native_flag, &different);
     add_full_mass(unit, c, &sums);
 }
 
@@ -465,4 +464,10 @@ void unit_accumulate(struct unit *unit, const struct unit_context *c) {
     else
         accumulate_full(unit, c);
     unit->tokens += c->n;
+}
+
+/* Each choice is counted once, into its batch. Counts that came without tokens stay. */
+void unit_close(struct unit *unit) {
+    if (unit->hidden || unit->sparse || unit->tokens == 0) return;
+    memcpy(unit->count, unit->batches[0]->total, (size_t)unit->experts * sizeof *unit->count);
 }

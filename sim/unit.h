@@ -52,7 +52,7 @@ struct unit {
     /* over all tokens so far */
     bool hidden; /* keeps no sums */
     int64_t tokens;
-    int64_t *count;    /* [E] */
+    int64_t *count;    /* [E]; of what fills all slots only when closed */
     double *received;  /* [E] */
     int64_t *document; /* [D,E] or NULL */
     int64_t ties, escapes, agreed;
@@ -113,7 +113,7 @@ struct unit_context {
     bool ordered;        /* documents come one after the other */
     const float *scores; /* [n,E] of the unit's score function; NULL when mass is kept fully */
     const struct unit *native;  /* its choices of this chunk */
-    const uint64_t *native_set; /* [n, sums_words(E)] as sets; made where another unit counts */
+    const uint8_t *native_flag; /* [n,E] 1 where native chose; made where another unit counts */
     const int64_t *document;    /* [n] document of each token; NULL when not counted */
     uint64_t *mask;             /* [words] zeroed scratch, E bits */
 };
@@ -121,5 +121,7 @@ struct unit_context {
 void unit_hold(struct unit *unit, const float *scores, int64_t n);
 /* Adds the chunk to the sums, token by token. */
 void unit_accumulate(struct unit *unit, const struct unit_context *context);
+/* After the last chunk, its batches closed: what the batches have counted becomes the count. */
+void unit_close(struct unit *unit);
 
 #endif
