@@ -26,23 +26,39 @@ static inline uint32_t mathf_bits(float x) {
 /* 2^n for n in [-126, 127]. */
 static inline float mathf_pow2(int n) { return mathf_from_bits((uint32_t)(n + 127) << 23); }
 
-/* exp(x), within 1.6 ulp for results that are normal. Overflow gives +inf, underflow goes through
- * subnormals to 0. Method: x = n ln2 + r with |r| <= ln2/2 (Cody and Waite, two-part ln2), a
- * degree-6 polynomial for exp(r), then two exact multiplications by powers of two. */
-static inline float mathf_exp(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
-    x = x > 89.0f ? 89.0f : x;       /* e^89 > FLT_MAX */
-    x = x < -104.0f ? -104.0f : x;   /* e^-104 < 2^-150 */
-    float n = (x * 1.44269504f + magic) - magic;
+/* Adding it rounds to the nearest integer, which then is in the low bits: 1.5 * 2^23. */
+#define MATHF_MAGIC 12582912.0f
+
+/* exp(x - n ln2) for n within 1 of x / ln2: in two parts of ln2 (Cody and Waite), then a degree-6
+ * polynomial. */
+static inline float mathf_exp_rest(float x, float n) {
     float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
     float p = 1.39304355e-3f;
     p = p * r + 8.36402178e-3f;
     p = p * r + 4.16663736e-2f;
     p = p * r + 1.66664973e-1f;
     p = p * r + 5.00000060e-1f;
-    float e = 1.0f + (r + r * r * p);
+    return 1.0f + (r + r * r * p);
+}
+
+/* exp(x), within 1.6 ulp for results that are normal. Overflow gives +inf, underflow goes through
+ * subnormals to 0. Method: x = n ln2 + r with |r| <= ln2/2, exp(r), then two exact multiplications
+ * by powers of two. */
+static inline float mathf_exp(float x) {
+    x = x > 89.0f ? 89.0f : x;     /* e^89 > FLT_MAX */
+    x = x < -104.0f ? -104.0f : x; /* e^-104 < 2^-150 */
+    float n = (x * 1.44269504f + MATHF_MAGIC) - MATHF_MAGIC;
+    float e = mathf_exp_rest(x, n);
     int whole = (int)n, half = whole / 2;
     return (e * mathf_pow2(half)) * mathf_pow2(whole - half);
+}
+
+/* The bits of mathf_exp for |x| < MATHF_PLAIN, where n can be added to the exponent. */
+#define MATHF_PLAIN 80.0f
+static inline float mathf_exp_plain(float x) {
+    float shifted = x * 1.44269504f + MATHF_MAGIC;
+    float e = mathf_exp_rest(x, shifted - MATHF_MAGIC);
+    return mathf_from_bits(mathf_bits(e) + (mathf_bits(shifted) << 23));
 }
 
 /* log(1 + y) for y in [0, 1], within 2 ulp: 2 atanh(y / (2 + y)) by its series. */

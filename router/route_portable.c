@@ -1,10 +1,12 @@
 /* route_portable.c - the inner loops of routing in plain C: the truth for all other levels
  *
  * Written so that compilers make vector code of them; route_avx2.c compiles them once more. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "router/mathf.h"
+#include "router/network.h"
 #include "router/route_kernels.h"
 
 static int64_t first_not_finite(const float *x, int64_t n) {
@@ -16,36 +18,74 @@ static int64_t first_not_finite(const float *x, int64_t n) {
 /* Sum of x[n] in strided partial sums, then pairwise: the one order for all machines. */
 static float lane_sum(const float *x, int n) {
     float lane[ROUTE_LANES] = {0};
-    for (int i = 0; i < n; i++) lane[i % ROUTE_LANES] += x[i];
+    int i = 0;
+    for (; i + ROUTE_LANES <= n; i += ROUTE_LANES)
+        for (int j = 0; j < ROUTE_LANES; j++) lane[j] += x[i + j];
+    for (int j = 0; i < n; i++, j++) lane[j] += x[i];
     for (int width = ROUTE_LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+        for (int j = 0; j < width; j++) lane[j] += lane[j + width];
     return lane[0];
+}
+
+/* Negative when x is not below `limit` in magnitude, or NaN; the sign alone means something. */
+static inline int32_t magnitude_less(float x, float limit) {
+    return (int32_t)mathf_bits(limit) - 1 - (int32_t)(mathf_bits(x) & 0x7fffffffu);
+}
+
+/* Is that so of one of x[n]? */
+static bool any_reaches(const float *x, int n, float limit) {
+    int32_t any = 0;
+    for (int i = 0; i < n; i++) any |= magnitude_less(x[i], limit);
+    return any < 0;
 }
 
 /* The bits of an infinity when one of x[n] is not finite, else 0. */
 static uint32_t not_finite(const float *x, int n) {
-    uint32_t any = 0;
-    for (int i = 0; i < n; i++) any |= (mathf_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
-    return any ? 0x7f800000u : 0;
+    return any_reaches(x, n, INFINITY) ? 0x7f800000u : 0;
 }
 
-static void softmax_row(const float *logits, float *score, int n) {
-    float max = logits[0];
-    for (int i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
-    for (int i = 0; i < n; i++) score[i] = mathf_exp(logits[i] - max);
+/* By lanes, so that the comparisons do not wait for each other. */
+static float highest(const float *x, int n) {
+    float lane[ROUTE_LANES];
+    int i = 0;
+    for (int j = 0; j < ROUTE_LANES; j++) lane[j] = x[0];
+    for (; i + ROUTE_LANES <= n; i += ROUTE_LANES)
+        for (int j = 0; j < ROUTE_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
+    for (int width = ROUTE_LANES / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; j++)
+            lane[j] = lane[j + width] > lane[j] ? lane[j + width] : lane[j];
+    return lane[0];
+}
+
+/* plain: no logit reaches half of MATHF_PLAIN, so no difference reaches it. */
+static void softmax_row(const float *logits, float *score, int n, bool plain) {
+    float max = highest(logits, n);
+    if (plain)
+        for (int i = 0; i < n; i++) score[i] = mathf_exp_plain(logits[i] - max);
+    else
+        for (int i = 0; i < n; i++) score[i] = mathf_exp(logits[i] - max);
     float sum = lane_sum(score, n);
     for (int i = 0; i < n; i++) score[i] /= sum;
 }
 
 static uint32_t score_softmax(const float *logits, float *score, int n, int rows) {
-    uint32_t bad = not_finite(logits, n * rows);
-    for (int t = 0; t < rows; t++) softmax_row(logits + t * n, score + t * n, n);
+    bool plain = !any_reaches(logits, n * rows, MATHF_PLAIN / 2);
+    uint32_t bad = plain ? 0 : not_finite(logits, n * rows);
+    for (int t = 0; t < rows; t++) softmax_row(logits + t * n, score + t * n, n, plain);
     return bad;
 }
 
 static uint32_t score_sigmoid(const float *logits, float *score, int n, int rows) {
-    uint32_t bad = not_finite(logits, n * rows);
-    for (int i = 0; i < n * rows; i++) score[i] = mathf_sigmoid(logits[i]);
+    int all = n * rows;
+    int32_t most = 0;
+    for (int i = 0; i < all && score != logits; i++) {
+        most |= magnitude_less(logits[i], MATHF_PLAIN);
+        score[i] = 1.0f / (1.0f + mathf_exp_plain(-logits[i]));
+    }
+    if (score != logits && most >= 0) return 0;
+    uint32_t bad = not_finite(logits, all);
+    for (int i = 0; i < all; i++) score[i] = mathf_sigmoid(logits[i]);
     return bad;
 }
 
@@ -100,29 +140,62 @@ static void top_slowly(const float *x, int n, int k, int32_t *best) {
     }
 }
 
-/* A value that at least k <= 16 of x[padded] reach: the k-th highest of 16 lane maxima. */
-static float lower_bound(const float *x, int padded, int k) {
-    float lane[ROUTE_LANES], least = -INFINITY;
-    int32_t reached[ROUTE_LANES] = {0};
-    for (int j = 0; j < ROUTE_LANES; j++) lane[j] = x[j];
-    for (int i = ROUTE_LANES; i < padded; i += ROUTE_LANES)
-        for (int j = 0; j < ROUTE_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (int i = 0; i < ROUTE_LANES; i++)
-        for (int j = 0; j < ROUTE_LANES; j++) reached[j] += lane[i] >= lane[j];
-    for (int j = 0; j < ROUTE_LANES; j++) {
-        float value = reached[j] >= k ? lane[j] : -INFINITY;
-        least = value > least ? value : least;
+/* Four tokens take the lanes of the networks. */
+enum { TOKENS = 4 };
+
+/* Both comparisons in these words, both results in names: what gcc makes vector code of. */
+static inline void exchange(float *restrict a, float *restrict b) {
+    for (int t = 0; t < TOKENS; t++) {
+        float p = a[t], q = b[t], high = p > q ? p : q, low = q < p ? q : p;
+        a[t] = high;
+        b[t] = low;
     }
-    return least;
 }
 
-enum { MOST = 32 }; /* candidates that are ranked */
+static inline void exchange_keys(double *restrict a, double *restrict b) {
+    for (int t = 0; t < TOKENS; t++) {
+        double p = a[t], q = b[t], high = p > q ? p : q, low = q < p ? q : p;
+        a[t] = high;
+        b[t] = low;
+    }
+}
 
-struct few {
-    float value[MOST + 64];
-    int32_t index[MOST + 64];
-    int count; /* more than MOST: not all are there */
-};
+/* least[TOKENS] <- values that at least k <= 16 of each x[padded] reach: the k-th highest of 16
+ * lane maxima. */
+static void lower_bounds(const float *const x[TOKENS], int padded, int k, float least[TOKENS]) {
+    float row[ROUTE_LANES][TOKENS];
+    for (int t = 0; t < TOKENS; t++) {
+        float lane[ROUTE_LANES];
+        for (int j = 0; j < ROUTE_LANES; j++) lane[j] = x[t][j];
+        for (int i = ROUTE_LANES; i < padded; i += ROUTE_LANES)
+            for (int j = 0; j < ROUTE_LANES; j++)
+                lane[j] = x[t][i + j] > lane[j] ? x[t][i + j] : lane[j];
+        for (int j = 0; j < ROUTE_LANES; j++) row[j][t] = lane[j];
+    }
+#define EXCHANGE(a, b) exchange(row[a], row[b]);
+    NETWORK(EXCHANGE)
+    for (int t = 0; t < TOKENS; t++) least[t] = row[k - 1][t];
+}
+
+/* A score and its expert as one number: higher scores first, then lower experts. A float leaves the
+ * low bits of a double free; those of a negative one count downwards. */
+static inline double key_of(float x, int expert) {
+    double wide = (double)(x + 0.0f); /* -0 counts as 0 */
+    uint64_t bits;
+    memcpy(&bits, &wide, sizeof bits);
+    bits |= (uint64_t)(x < 0 ? expert : GATE_MAX_EXPERTS - expert);
+    memcpy(&wide, &bits, sizeof bits);
+    return wide;
+}
+
+static inline int32_t expert_of(double key) {
+    uint64_t bits;
+    memcpy(&bits, &key, sizeof bits);
+    int32_t low = (int32_t)(bits & 0x1fffff);
+    return key < 0 ? low : GATE_MAX_EXPERTS - low;
+}
+
+enum { FEW = 16 }; /* candidates that are ranked */
 
 /* Bit i <- x[i] >= least, for 64 values. */
 static uint64_t reach64(const float *x, float least) {
@@ -139,10 +212,13 @@ static uint64_t reach64(const float *x, float least) {
     return bits;
 }
 
-/* Collects all of x[padded] that reach `least`, by rising index. */
-static void collect(const float *x, int padded, float least, struct few *few) {
-    few->count = 0;
-    for (int i = 0; i < padded && few->count <= MOST; i += 64) {
+/* key[][t] <- those of x[padded] that reach `least`, padded below all. Returns false when there are
+ * more than FEW, or values that keys cannot hold. */
+static bool collect(const float *x, int padded, float least, double key[FEW][TOKENS], int t) {
+    int count = 0;
+    for (int i = 0; i < FEW; i++) key[i][t] = -DBL_MAX;
+    if (!(least > -INFINITY)) return false;
+    for (int i = 0; i < padded; i += 64) {
         float rest[64];
         const float *from = x + i;
         if (i + 64 > padded) {
@@ -151,41 +227,52 @@ static void collect(const float *x, int padded, float least, struct few *few) {
         }
         for (uint64_t bits = reach64(from, least); bits; bits &= bits - 1) {
             int at = i + __builtin_ctzll(bits);
-            few->value[few->count] = x[at];
-            few->index[few->count++] = at;
+            if (count == FEW || !(x[at] < INFINITY)) return false;
+            key[count++][t] = key_of(x[at], at);
         }
     }
+    return true;
 }
 
-/* best[k] <- the first k by rank; how many come before each is counted for all at once. */
-static inline void rank(const struct few *few, int width, int k, int32_t *best) {
-    int32_t before[MOST] = {0}, placed[MOST];
-    float value[MOST];
-    for (int j = 0; j < width; j++) value[j] = j < few->count ? few->value[j] : -INFINITY;
-    for (int i = 0; i < few->count; i++) {
-        float x = few->value[i];
-        for (int j = 0; j < width; j++) before[j] += (x > value[j]) | ((x == value[j]) & (i < j));
-    }
-    for (int j = 0; j < few->count; j++) placed[before[j]] = few->index[j];
-    memcpy(best, placed, (size_t)k * sizeof *best);
+/* Sorts the keys of each token, highest first. */
+static void rank(double key[FEW][TOKENS]) {
+#define EXCHANGE_KEYS(a, b) exchange_keys(key[a], key[b]);
+    NETWORK(EXCHANGE_KEYS)
 }
 
-static void top_of_row(const float *x, int n, int k, int32_t *best) {
-    struct few few;
+/* Up to TOKENS rows; the last stands in for those that are not there. */
+static void top_of_rows(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
+    double key[FEW][TOKENS];
+    const float *row[TOKENS];
+    float least[TOKENS];
+    bool ranked[TOKENS];
     int padded = route_padded(n);
-    float least = n >= 32 && k <= ROUTE_LANES ? lower_bound(x, padded, k) : -INFINITY;
-    few.count = MOST + 1;
-    if (least > -INFINITY) collect(x, padded, least, &few);
-    if (few.count > MOST)
-        top_slowly(x, n, k, best);
-    else if (few.count <= MOST / 2)
-        rank(&few, MOST / 2, k, best);
-    else
-        rank(&few, MOST, k, best);
+    for (int t = 0; t < TOKENS; t++) row[t] = x + (t < tokens ? t : tokens - 1) * stride;
+    lower_bounds(row, padded, k, least);
+    for (int t = 0; t < TOKENS; t++) ranked[t] = collect(row[t], padded, least[t], key, t);
+    rank(key);
+    for (int t = 0; t < tokens; t++, best += k) {
+        if (!ranked[t]) top_slowly(row[t], n, k, best);
+        for (int i = 0; i < k && ranked[t]; i++) best[i] = expert_of(key[i][t]);
+    }
 }
 
 static void top(const float *x, int tokens, int stride, int n, int k, int32_t *best) {
-    for (int t = 0; t < tokens; t++) top_of_row(x + t * stride, n, k, best + t * k);
+    bool fast = n >= 32 && k <= ROUTE_LANES;
+    for (int t = 0; t < tokens && !fast; t++) top_slowly(x + t * stride, n, k, best + t * k);
+    for (int t = 0; t < tokens && fast; t += TOKENS)
+        top_of_rows(x + t * stride, tokens - t < TOKENS ? tokens - t : TOKENS, stride, n, k,
+                    best + t * k);
+}
+
+/* The two highest of lanes j and j + width, into lane j. */
+static inline void fold(float *high, float *low, const int width) {
+    for (int j = 0; j < width; j++) {
+        float less = high[j] < high[j + width] ? high[j] : high[j + width];
+        float rest = low[j] > low[j + width] ? low[j] : low[j + width];
+        high[j] = high[j] > high[j + width] ? high[j] : high[j + width];
+        low[j] = less > rest ? less : rest;
+    }
 }
 
 /* The two highest of x[n], added: by lanes where they fill, then the lanes against each other. */
@@ -204,13 +291,10 @@ static float two_best(const float *x, int n) {
         low[j] = less > low[j] ? less : low[j];
         high[j] = x[i] > high[j] ? x[i] : high[j];
     }
-    for (int width = ROUTE_LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++) {
-            float less = high[j] < high[j + width] ? high[j] : high[j + width];
-            float rest = low[j] > low[j + width] ? low[j] : low[j + width];
-            high[j] = high[j] > high[j + width] ? high[j] : high[j + width];
-            low[j] = less > rest ? less : rest;
-        }
+    fold(high, low, 8);
+    fold(high, low, 4);
+    fold(high, low, 2);
+    fold(high, low, 1);
     return high[0] + low[0];
 }
 
@@ -245,6 +329,44 @@ static void mask_groups(const struct route_groups *groups, int tokens, int strid
     }
 }
 
+/* Experts that a choice among kept groups looks at, groups that it can have. */
+enum { MOST_KEPT = 512, MOST_GROUPS = 64 };
+
+/* row[padded] <- the choice scores of a token's kept groups side by side; first[kept] <- the expert
+ * that each begins with. */
+static void keep_groups(const struct route_groups *groups, const float *choice, int *first,
+                        float *row) {
+    float score[MOST_GROUPS];
+    int size = groups->size, count = 0, n = groups->kept * size;
+    for (int g = 0; g < groups->count; g++)
+        score[g] = group_score_of(choice + g * size, size, groups->best);
+    for (int g = 0; g < groups->count && count < groups->kept; g++) {
+        first[count] = g * size;
+        count += groups_before(score, groups->count, g) < groups->kept;
+    }
+    for (int g = 0; g < groups->kept; g++)
+        memcpy(row + g * size, choice + first[g], (size_t)size * sizeof *row);
+    for (int i = n; i < route_padded(n); i++) row[i] = -INFINITY;
+}
+
+static bool top_of_kept(const struct route_groups *groups, int tokens, int stride, int k,
+                        const float *choice, int32_t *best) {
+    float row[TOKENS][MOST_KEPT];
+    int first[TOKENS][MOST_GROUPS], n = groups->kept * groups->size;
+    if (groups->fill > -INFINITY || n > MOST_KEPT || groups->count > MOST_GROUPS || k > n)
+        return false;
+    for (int t = 0; t < tokens; t += TOKENS) {
+        int some = tokens - t < TOKENS ? tokens - t : TOKENS;
+        for (int j = 0; j < some; j++)
+            keep_groups(groups, choice + (t + j) * stride, first[j], row[j]);
+        top(row[0], some, MOST_KEPT, n, k, best + t * k);
+        for (int j = 0; j < some; j++)
+            for (int32_t *e = best + (t + j) * k; e < best + (t + j + 1) * k; e++)
+                *e = first[j][*e / groups->size] + *e % groups->size;
+    }
+    return true;
+}
+
 #ifndef ROUTE_KERNELS
 #define ROUTE_KERNELS route_kernels_portable
 #define ROUTE_NAME    "portable"
@@ -260,4 +382,5 @@ const struct route_kernels ROUTE_KERNELS = {.name = ROUTE_NAME,
                                                       [SCORE_IDENTITY] = score_identity},
                                             .add_bias = add_bias,
                                             .mask_groups = mask_groups,
+                                            .top_of_kept = top_of_kept,
                                             .top = top};
