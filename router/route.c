@@ -74,6 +74,7 @@ int64_t route_scores(enum gate_score score, int experts, int64_t tokens, const f
 /* ---- scratch of a block of tokens */
 
 enum { BEST_SLOTS = ROUTE_BLOCK * (GATE_MAX_TOPK + 1) };
+enum { SCALE_SLOTS = (sizeof(struct route_scale) + 63) / 64 * 16 };
 
 struct scratch {
     float *score;       /* [ROUTE_BLOCK, E] */
@@ -82,6 +83,7 @@ struct scratch {
     uint8_t *kept;      /* [ROUTE_BLOCK, padded E], the first N of each row used */
     int32_t *best;      /* [ROUTE_BLOCK, k+1] */
     float *group_score; /* [padded E] */
+    struct route_scale *scale;
 };
 
 /* Every part is a whole number of lanes long, so all are aligned if the memory is. */
@@ -93,12 +95,13 @@ static struct scratch scratch_at(void *memory, int experts) {
                             .logit = f + 2 * block,
                             .group_score = f + 3 * block,
                             .best = (int32_t *)(f + 3 * block + row),
-                            .kept = (uint8_t *)(f + 3 * block + row + BEST_SLOTS)};
+                            .scale = (struct route_scale *)(f + 3 * block + row + BEST_SLOTS),
+                            .kept = (uint8_t *)(f + 3 * block + row + BEST_SLOTS + SCALE_SLOTS)};
 }
 
 size_t route_scratch_bytes(int experts) {
     size_t row = (size_t)route_padded(experts), block = row * ROUTE_BLOCK;
-    return (3 * block + row + BEST_SLOTS) * sizeof(float) + block;
+    return (3 * block + row + BEST_SLOTS + SCALE_SLOTS) * sizeof(float) + block;
 }
 
 /* ---- groups */
@@ -165,6 +168,7 @@ struct block {
     const struct gate *gate;
     int experts, tokens;
     const float *logits, *scores, *bias; /* [tokens,E]; scores NULL: not computed yet; [E] */
+    const struct route_scale *scale;     /* NULL: not made */
     struct routes out;
     struct scratch scratch;
 };
@@ -254,6 +258,7 @@ static struct route_job job_of(const struct block *b, const float *score,
                               .score = score,
                               .logits = b->logits,
                               .bias = gate->bias ? b->bias : NULL,
+                              .scale = b->scale,
                               .expert = b->out.expert,
                               .tie = b->out.tie,
                               .weight = plain ? b->out.weight : NULL,
@@ -463,11 +468,22 @@ static struct block block_at(const struct gate *gate, int experts, int64_t token
                                   .escape = out->escape ? out->escape + first : NULL}};
 }
 
+/* Worth its while for whole blocks. */
+static const struct route_scale *make_scale(const struct gate *gate, int experts, int64_t tokens,
+                                            const float *bias, void *scratch) {
+    struct route_scale *scale = scratch_at(scratch, experts).scale;
+    if (tokens < ROUTE_BLOCK || !kernels()->make_scale) return NULL;
+    kernels()->make_scale(gate->bias ? bias : NULL, experts, scale);
+    return scale;
+}
+
 void route_scored(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                   const float *scores, const float *bias, struct routes *out, void *scratch) {
     const struct route_kernels *run = kernels();
+    const struct route_scale *scale = make_scale(gate, experts, tokens, bias, scratch);
     for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
         struct block b = block_at(gate, experts, tokens, t, out);
+        b.scale = scale;
         b.logits = logits + t * experts;
         b.scores = scores ? scores + t * experts : NULL;
         b.bias = bias;
@@ -489,11 +505,13 @@ int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const
     bool by_score =
         gate->fn == GATE_TABLE && gate->order == ORDER_SCORE_TOPK && gate->dtype == DTYPE_F32;
     float *score = scratch_at(scratch, experts).score;
+    const struct route_scale *scale = make_scale(gate, experts, tokens, bias, scratch);
     for (int64_t t = 0; t < tokens; t += ROUTE_BLOCK) {
         struct block b = block_at(gate, experts, tokens, t, out);
         const float *block = logits + t * experts;
         b.logits = block;
         b.bias = bias;
+        b.scale = scale;
         b.scratch = scratch_at(scratch, experts);
         if (by_score && gate->cut == CUT_NONE && route_straight(kernels(), &b)) continue;
         int64_t bad = by_score ? route_scores(gate->score, experts, b.tokens, block, score)

@@ -428,6 +428,7 @@ const struct route_kernels route_kernels_avx512 = {.name = "avx512", STEPS};
 
 const struct route_kernels route_kernels_avx512vbmi2 = {.name = "avx512vbmi2",
                                                         STEPS,
+                                                        .make_scale = route_make_scale_avx512,
                                                         .choose = route_choose_keys_avx512,
                                                         .choose_logits =
                                                             route_choose_logits_avx512};

@@ -30,6 +30,15 @@ struct route_groups {
     float fill;      /* what dropped experts become */
 };
 
+/* How scores and a bias become keys of 16 bits; the same for all blocks of a call. */
+enum { ROUTE_KEYED = 256 }; /* experts at most */
+struct route_scale {
+    bool usable;
+    float factor; /* a key is the score times this, and the offset */
+    float size;   /* of the largest bias */
+    float offset[ROUTE_KEYED];
+};
+
 /* The choices of a block by a gate of scores, bias, groups and top-k, and perhaps their weights. */
 struct route_job {
     const struct gate *gate;
@@ -38,6 +47,7 @@ struct route_job {
     const struct route_groups *groups; /* NULL: none */
     const float *score, *logits;       /* [tokens,E]; score: only for choose */
     const float *bias;                 /* [E] or NULL */
+    const struct route_scale *scale;   /* of that bias; NULL: not made */
     int32_t *expert;                   /* [tokens,k] */
     uint8_t *tie;                      /* [tokens] or NULL */
     float *weight;                     /* [tokens,k]; NULL: not wanted now */
@@ -69,6 +79,8 @@ struct route_kernels {
      * never possible. */
     bool (*top_of_kept)(const struct route_groups *groups, int tokens, int stride, int k,
                         const float *choice, int32_t *best);
+    /* Makes the scale that choose and choose_logits read. NULL: they read none. */
+    void (*make_scale)(const float *bias, int experts, struct route_scale *scale);
     /* All steps of a choice in one. Returns the tokens, one bit each, that it could not settle and
      * whose outputs are undefined: the steps above must choose for them. NULL: for none. */
     unsigned (*choose)(struct route_job *job);
@@ -79,6 +91,7 @@ struct route_kernels {
 
 /* For AVX-512 with VBMI2: route_choose_avx512.c; route_keys_avx512.c, which falls back on it. */
 unsigned route_choose_avx512(struct route_job *job);
+void route_make_scale_avx512(const float *bias, int experts, struct route_scale *scale);
 unsigned route_choose_keys_avx512(struct route_job *job);
 unsigned route_choose_logits_avx512(struct route_job *job);
 /* weight[n] <- weights of a token's experts[n] in order of selection (MATH.md section 4), from its

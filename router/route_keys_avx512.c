@@ -16,7 +16,7 @@
 #include "router/mathf_avx512.h"
 #include "router/route_kernels.h"
 
-enum { N = ROUTE_BLOCK, PART = 32, MOST_PARTS = 8, MOST_EXPERTS = PART * MOST_PARTS };
+enum { N = ROUTE_BLOCK, PART = 32, MOST_EXPERTS = ROUTE_KEYED, MOST_PARTS = MOST_EXPERTS / PART };
 enum { MOST_TOPK = 9 }; /* 16 candidates must hold the k+2 best nearly always */
 enum { NOT_CHOSEN = (1u << N) - 1 };
 
@@ -30,8 +30,6 @@ struct how {
 /* Memory of one block. */
 struct room {
     _Alignas(64) uint16_t key[N][MOST_EXPERTS];
-    float offset[MOST_EXPERTS]; /* what is added to a score times `factor` */
-    float factor;
     int margin; /* keys this far apart order as the choice scores do */
     bool sound; /* every key is within its 16 bits, every logit finite */
     /* the candidates of the tokens, 16 each; a row runs over into those that are written later */
@@ -60,31 +58,36 @@ static const uint16_t numbers[MOST_EXPERTS] = {MANY(LESS, 0), MANY(LESS, 64), MA
 #define MAGIC 12582912.0f
 enum { MAGIC_BITS = 0x4b400000, LOWEST = 16 }; /* LOWEST: no key of an expert is below it */
 
-/* Factor, offsets and margin, by the error of the scores that are turned into keys. */
-INLINE bool set_scale(const struct route_job *job, float error, struct room *room) {
-    const float span = 65400, half = 0.52f; /* of a rounding to whole keys, and what is below it */
+void route_make_scale_avx512(const float *bias, int experts, struct route_scale *scale) {
+    const float span = 65400;
     __m512 least = _mm512_setzero_ps(), most = least;
     __m512i largest = _mm512_setzero_si512();
-    for (int e = 0; e < job->experts && job->bias; e += 16) {
-        __m512 b = _mm512_loadu_ps(job->bias + e);
+    scale->usable = experts <= MOST_EXPERTS && experts % PART == 0;
+    if (!scale->usable) return;
+    for (int e = 0; e < experts && bias; e += 16) {
+        __m512 b = _mm512_loadu_ps(bias + e);
         least = e == 0 ? b : _mm512_min_ps(least, b);
         most = e == 0 ? b : _mm512_max_ps(most, b);
         largest = magnitude(largest, b);
     }
     float low = _mm512_reduce_min_ps(least), range = _mm512_reduce_max_ps(most) - low;
-    float size =
+    scale->size =
         _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(_mm512_reduce_max_epi32(largest))));
-    if (!(size < 1e3f))
-        return false; /* rounding of the sums would need more margin than there is */
-    room->factor = span / (1 + range);
-    float wrong = (job->bias ? 2 * half : half) + room->factor * (error + 1.2e-7f * (1 + size));
-    room->margin = (int)(2 * wrong) + 2;
-    for (int e = 0; e < job->experts; e += 16) {
-        __m512 b = job->bias ? _mm512_loadu_ps(job->bias + e) : _mm512_set1_ps(low);
-        b = _mm512_mul_ps(_mm512_sub_ps(b, _mm512_set1_ps(low)), _mm512_set1_ps(room->factor));
-        _mm512_storeu_ps(room->offset + e, _mm512_add_ps(b, _mm512_set1_ps(MAGIC + LOWEST)));
+    scale->usable = scale->size < 1e3f; /* else the sums' rounding would need too much margin */
+    scale->factor = span / (1 + range);
+    for (int e = 0; e < experts; e += 16) {
+        __m512 b = bias ? _mm512_loadu_ps(bias + e) : _mm512_set1_ps(low);
+        b = _mm512_mul_ps(_mm512_sub_ps(b, _mm512_set1_ps(low)), _mm512_set1_ps(scale->factor));
+        _mm512_storeu_ps(scale->offset + e, _mm512_add_ps(b, _mm512_set1_ps(MAGIC + LOWEST)));
     }
-    return true;
+}
+
+/* By the error of the scores that are turned into keys. */
+INLINE int margin_of(const struct route_job *job, float error) {
+    const float half = 0.52f; /* of a rounding to whole keys, and what is below it */
+    const struct route_scale *scale = job->scale;
+    float sums = 1.2e-7f * (1 + scale->size);
+    return (int)(2 * ((job->bias ? 2 * half : half) + scale->factor * (error + sums))) + 2;
 }
 
 /* key[32] <- the low halves of a, then of b. */
@@ -101,14 +104,14 @@ INLINE __m512i stray_bits(__m512i stray, __m512 a) {
 }
 
 INLINE void keys_of_scores(const struct route_job *job, struct room *room) {
-    const __m512 factor = _mm512_set1_ps(room->factor);
+    const __m512 factor = _mm512_set1_ps(job->scale->factor);
     __m512i stray = _mm512_setzero_si512();
     for (int t = 0; t < N; t++) {
         const float *score = job->score + t * job->experts;
         for (int e = 0; e < job->experts; e += PART) {
             __m512 a = _mm512_loadu_ps(score + e), b = _mm512_loadu_ps(score + e + 16);
-            a = _mm512_fmadd_ps(a, factor, _mm512_loadu_ps(room->offset + e));
-            b = _mm512_fmadd_ps(b, factor, _mm512_loadu_ps(room->offset + e + 16));
+            a = _mm512_fmadd_ps(a, factor, _mm512_loadu_ps(job->scale->offset + e));
+            b = _mm512_fmadd_ps(b, factor, _mm512_loadu_ps(job->scale->offset + e + 16));
             stray = stray_bits(stray_bits(stray, a), b);
             store_keys(room->key[t] + e, a, b);
         }
@@ -144,12 +147,12 @@ INLINE void keys_of_part(const float *logits, const float *offset, const __m512 
 }
 
 INLINE void keys_of_sigmoid(const struct route_job *job, struct room *room) {
-    const __m512 factor = _mm512_set1_ps(room->factor), zero = _mm512_setzero_ps();
+    const __m512 factor = _mm512_set1_ps(job->scale->factor), zero = _mm512_setzero_ps();
     __m512 finite[2] = {zero, zero}; /* NaN as soon as a logit is not finite */
     for (int t = 0; t < N; t++) {
         const float *logits = job->logits + t * job->experts;
         for (int e = 0; e < job->experts; e += PART)
-            keys_of_part(logits + e, room->offset + e, factor, finite, room->key[t] + e);
+            keys_of_part(logits + e, job->scale->offset + e, factor, finite, room->key[t] + e);
     }
     __m512 zero_sum = _mm512_add_ps(finite[0], finite[1]);
     room->sound = _mm512_cmp_ps_mask(zero_sum, zero, _CMP_EQ_OQ) == 0xffff;
@@ -517,10 +520,10 @@ INLINE unsigned choose(const struct how how, struct route_job *job) {
     __m512 sum = _mm512_setzero_ps();
     int parts = how.grouped ? job->groups->kept : job->experts / PART;
     unsigned bad = 0;
+    if (how.origin != FROM_SOFTMAX)
+        room.margin = margin_of(job, how.origin == FROM_SIGMOID ? NEAR : 0);
     if (how.origin == FROM_SOFTMAX)
         keys_of_softmax(job, &room, &sum);
-    else if (!set_scale(job, how.origin == FROM_SIGMOID ? NEAR : 0, &room))
-        return NOT_CHOSEN;
     else if (how.origin == FROM_SIGMOID)
         keys_of_sigmoid(job, &room);
     else
@@ -559,9 +562,8 @@ static bool can_mask(const struct route_groups *groups) {
 }
 
 static bool can_choose(const struct route_job *job) {
-    return job->tokens == N && job->experts % PART == 0 && job->experts <= MOST_EXPERTS &&
-           job->topk <= MOST_TOPK && (!job->groups || can_mask(job->groups)) &&
-           (!job->weight || job->gate->norm != NORM_P);
+    return job->tokens == N && job->scale && job->scale->usable && job->topk <= MOST_TOPK &&
+           (!job->groups || can_mask(job->groups)) && (!job->weight || job->gate->norm != NORM_P);
 }
 
 unsigned route_choose_keys_avx512(struct route_job *job) {
