@@ -112,8 +112,11 @@ static bool add_variants(struct stream *s, int layer, int share, struct err *err
             else if (!leader && !of[j]->leader && one_choice(&other->gate, &at->gate))
                 leader = of[j];
         }
-        if (!of[i]) of[i] = add_unit(s, v, at, leader, false, err);
+        bool known = of[i] != NULL;
+        if (!known) of[i] = add_unit(s, v, at, leader, false, err);
         if (!of[i] || !add_batches(s, of[i], i, err)) return false;
+        for (int j = 0; j < i && !known; j++)
+            if (of[j] && unit_like(of[j], of[i])) of[i]->like = of[j];
         struct unit *twin = v->same_as ? of[v->same_as - 1] : NULL;
         if (twin && twin != of[i] && !same_choice_bits(&twin->law, &of[i]->law)) of[i]->twin = twin;
     }

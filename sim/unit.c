@@ -31,6 +31,8 @@ static bool make_rule(struct unit *unit, const struct unit_setup *setup, struct 
     size_t experts = (size_t)setup->experts;
     int64_t batch = setup->variant->batch_tokens;
     size_t seen = (size_t)(batch < setup->total_tokens ? batch : setup->total_tokens);
+    unit->used = arena_alloc(arena, experts, sizeof *unit->used);
+    if (!unit->used) return false;
     if (rule->state)
         unit->state = arena_alloc(arena, experts, (size_t)rule->state * sizeof(double));
     if (rule->multiplies)
@@ -178,6 +180,29 @@ static void follow(struct unit *unit, const float *logits, const float *scores, 
     route_weights(&unit->gate, unit->experts, n, logits, scores, unit->expert, unit->weight);
 }
 
+bool unit_like(const struct unit *a, const struct unit *b) {
+    bool plain = !gate_blurs(&a->gate) && !gate_needs_batch(&a->gate) && !a->hidden && !b->hidden;
+    return plain && a->rule && b->rule && !a->product && !b->product && !a->seen && !b->seen &&
+           gate_equal(&a->gate, &b->gate);
+}
+
+/* Routes the first n tokens of the chunk as the unit that is like it has done, when both had the
+ * same bias there: rates that start alike differ only from the first update on. False: not so. */
+static bool repeat(struct unit *unit, int64_t n) {
+    const struct unit *like = unit->like;
+    size_t tokens = (size_t)n, slots = tokens * (size_t)unit->slots;
+    memcpy(unit->used, unit->rounded, (size_t)unit->experts * sizeof *unit->used);
+    unit->used_tokens = n;
+    if (!like || like->used_tokens < n ||
+        memcmp(like->used, unit->used, (size_t)unit->experts * sizeof *unit->used) != 0)
+        return false;
+    memcpy(unit->expert, like->expert, slots * sizeof *unit->expert);
+    memcpy(unit->weight, like->weight, slots * sizeof *unit->weight);
+    memcpy(unit->tie, like->tie, tokens);
+    memcpy(unit->escape, like->escape, tokens);
+    return true;
+}
+
 /* Moves the bias by the batch that has just become full. */
 static void update(struct unit *unit, const struct batches *full) {
     int64_t done = (full->closed + 1) * full->batch_tokens;
@@ -227,7 +252,8 @@ void unit_route(struct unit *unit, const float *logits, const float *scores, int
     for (int64_t from = 0; from < n && !unit->leader;) {
         int64_t room = drive ? batches_room(drive) : n;
         int64_t take = room < n - from ? room : n - from;
-        route(unit, logits, scores, from, take, scratch);
+        if (from > 0 || !drive || !repeat(unit, take))
+            route(unit, logits, scores, from, take, scratch);
         if (drive && batches_add(drive, unit->expert + from * k, k, take)) {
             update(unit, drive);
             batches_close(drive);

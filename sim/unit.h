@@ -40,6 +40,9 @@ struct unit {
     int slots;            /* width of a row of choices: k unless the gate gives tokens more */
     bool sparse;          /* rows may hold empty slots (ROUTE_NONE) */
     struct unit *leader; /* earlier unit with the very same choices and bias: only weights differ */
+    struct unit *like;   /* earlier unit with the same gate and a bias of its own; or NULL */
+    float *used;         /* [E] the rounded bias of the chunk's first tokens; only where it moves */
+    int64_t used_tokens; /* how many those were */
 
     /* of the chunk in flight */
     int32_t *expert; /* [n,slots] */
@@ -90,6 +93,9 @@ struct unit_setup {
 };
 bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *arena,
                struct err *err);
+
+/* Would these two route alike if their biases were the same? Both must have a bias that moves. */
+bool unit_like(const struct unit *a, const struct unit *b);
 
 /* Does it draw by token: is what its rows say read? */
 bool unit_needs_rows(const struct unit *unit);
