@@ -16,14 +16,19 @@
 
 /* As asked; NULL or 0 = not asked. */
 struct closed_loop_words {
-    const char *gate, *bias_rule, *bias_rate, *bias_start;
+    const char *gate, *bias_rule, *bias_rate, *bias_start, *hash_table;
     int64_t batch_tokens;
+    int64_t seed; /* of what a gate draws that does not name its own */
 };
 
 /* Sets the gates of the engine, fills loop (closed = false when nothing was asked) and appends
- * lines for the user to notes. */
+ * lines for the user to notes. id[tokens] is the whole text: a balanced hash layer runs as the
+ * table that follows from it. */
 bool closed_loop_set(struct engine *engine, const struct closed_loop_words *words,
-                     struct trace_loop *loop, struct str *notes, struct err *err);
+                     const int32_t *id, int64_t tokens, struct trace_loop *loop, struct str *notes,
+                     struct err *err);
+/* Do the gates that are set draw by the number of a token, which differs between processes? */
+bool closed_loop_draws(const struct engine *engine);
 
 /* Brings a moving bias to where the tokens that the trace holds already have left it. Refuses a
  * lossy trace, which does not know. */

@@ -82,8 +82,7 @@ static bool open_model(struct capture *c, struct err *err) {
     if (!engine_info(c->engine)->routers)
         return err_set(err, ERR_DATA, "%s: found no router, expected a Mixture-of-Experts model",
                        request->model);
-    return closed_loop_set(c->engine, &request->loop, &c->loop, &c->notes, err) &&
-           model_id(request->model, c->model_id, err) && open_tokenizer(c, err);
+    return model_id(request->model, c->model_id, err) && open_tokenizer(c, err);
 }
 
 /* Longest window: what the user wants, within what the model was made for. */
@@ -123,7 +122,8 @@ static bool describe_layers(struct capture *c, struct err *err) {
                                             .holds = TRACE_SCORES,
                                             .has_gate = true,
                                             .gate = info->router[r].gate,
-                                            .bias = info->router[r].bias};
+                                            .bias = info->router[r].bias,
+                                            .table = info->router[r].table};
     return true;
 }
 
@@ -212,7 +212,7 @@ static bool run_pass(struct capture *c, int64_t first, int64_t last, struct err 
     for (int64_t w = first; w <= last; w++) starts[w - first] = corpus->window_start[w] - begin;
     c->pass_first = begin;
     c->pass_tokens = n;
-    const struct engine_pass pass = {n, corpus->ids + begin, starts, last - first};
+    const struct engine_pass pass = {n, corpus->ids + begin, starts, last - first, begin};
     const struct trace_pass stored = {n, corpus->ids + begin, corpus->positions + begin};
     const struct engine_sink sink = {.context = c, .routes = on_routes, .nll = on_nll};
     const struct progress progress = {on_progress, c};
@@ -316,10 +316,16 @@ static void release(struct capture *c) {
 
 static bool leads(void) { return processes_alone(processes_here()) || processes_here()->rank == 0; }
 
-/* A bias that moves has one history. */
+/* A bias that moves has one history, and a draw one number for each token. */
 static bool check_divisible(const struct capture *c, struct err *err) {
     const struct processes *all = processes_here();
-    if (processes_alone(all) || !c->loop.rule) return true;
+    if (processes_alone(all)) return true;
+    if (closed_loop_draws(c->engine))
+        return err_set(err, ERR_USAGE,
+                       "--gate: found %d processes, expected one (noise and second=random draw by "
+                       "the number of a token in the whole capture)",
+                       all->size);
+    if (!c->loop.rule) return true;
     return err_set(err, ERR_USAGE,
                    "--bias-rule %s: found %d processes, expected one (the bias moves with every "
                    "token before)",
@@ -361,7 +367,10 @@ static bool run_all(struct capture *c, struct err *err) {
     struct division division = {.processes = all, .compute = compute, .stop = stop, .context = c};
     int64_t context = 0;
     bool ok = open_model(c, err) && choose_context(c, &context, err) &&
-              read_corpus(c, context, err) && check_divisible(c, err);
+              read_corpus(c, context, err) &&
+              closed_loop_set(c->engine, &c->request->loop, c->corpus.ids, c->corpus.tokens,
+                              &c->loop, &c->notes, err) &&
+              check_divisible(c, err);
     ok = processes_agree(all, ok, err) && same_work(c, context, err);
     ok = ok && parts_deal(&c->parts, all, c->request->out, &c->corpus, err) &&
          (!parts_mine(&c->parts) || open_trace(c, context, err));
@@ -435,6 +444,10 @@ static bool run(const struct command *command, int argc, char **argv, struct err
          "of rules that update (zero); captured = the model's", 0, 0},
         {"batch-tokens", OPTION_INT, &q.loop.batch_tokens, "N",
          "tokens of a balance batch; default 4096", 1, 1e12},
+        {"hash-table", OPTION_TEXT, &q.loop.hash_table, "FILE",
+         "closed loop: tables for fn=hash-table (safetensors with layers.N...tid2eid)", 0, 0},
+        {"seed", OPTION_INT, &q.loop.seed, "N",
+         "closed loop: of noise= and second=random, where the gate has no seed= (0)", 0, INT32_MAX},
         {"resume", OPTION_FLAG, &q.resume, NULL, "go on with an interrupted capture", 0, 0},
         {"force", OPTION_FLAG, &q.force, NULL, "replace an existing file", 0, 0},
         OPTION_OUTPUT(q.choice),

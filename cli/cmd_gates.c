@@ -60,13 +60,21 @@ static const struct part parts[] = {
 #define X(e, text, help) {"dtype", text, help},
                                                     GATE_DTYPES(X)
 #undef X
-                                                        {"bias", "bias",
-                                                         "choice score = score + b_e; weights are "
-                                                         "taken without b"},
+#define X(e, text, help) {"second", text, help},
+                                                        GATE_SECONDS(X)
+#undef X
+                                                            {"bias", "bias",
+                                                             "choice score = score + b_e; weights "
+                                                             "are "
+                                                             "taken without b"},
     {"topk", "topk", "the k experts of the highest choice scores; among equals the lower index"},
     {"scale", "scale", "every weight times this, last"},
     {"noise", "noise",
-     "logit + SIGMA z before anything else, z standard normal by token and expert"}};
+     "logit + SIGMA z before anything else, z standard normal by token and expert"},
+    {"seed", "seed", "what noise and the second choice are drawn from; else the run's --seed"},
+    {"devices", "devices",
+     "the experts of one of D contiguous equal blocks share C = factor * k T / D places of a "
+     "batch"}};
 
 static const size_t part_count = sizeof parts / sizeof *parts;
 
@@ -104,6 +112,9 @@ static const struct origin {
      "own"},
     {"fn", "balanced-hash", "token ids; no bias, groups, noise",
      "Hash Layers, arXiv 2106.04426 sec. 3.2; here by the frequencies of the replayed text"},
+    {"fn", "hash-table",
+     "token ids; the layer's table, in the trace or by --hash-table; no bias, groups, noise",
+     "DeepSeek-V4's first layers, tid2eid of its checkpoint; transformers deepseek_v4"},
     {"assign", "token", "-", "most routers"},
     {"assign", "expert", "a whole balance batch; not causal", "Expert Choice, arXiv 2202.09368"},
     {"assign", "sinkhorn", "a whole balance batch; not causal",
@@ -120,9 +131,9 @@ static const struct origin {
     {"round", "floor", "capacity", "Mesh-TensorFlow"},
     {"round", "nearest", "capacity", "V-MoE's released code"},
     {"cut", "none", "-", "most routers"},
-    {"cut", "topp", "scores of all experts that are not negative; replay only",
+    {"cut", "topp", "scores of all experts that are not negative",
      "dynamic routing, arXiv 2403.07652 sec. 3.2 (there softmax)"},
-    {"cut", "threshold", "replay only",
+    {"cut", "threshold", "-",
      "ReMoE, arXiv 2412.14711 (relu, 0); DynMoE, arXiv 2405.14297 (sigmoid, learned per expert)"},
     {"dtype", "f32", "-", "routers in f32: DeepSeek-V2, V3.2, Kimi, Ling"},
     {"dtype", "bf16", "-",
@@ -133,7 +144,13 @@ static const struct origin {
      "arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437 eq. 16"},
     {"topk", "topk", "k <= E", "all routers"},
     {"scale", "scale", "-", "DeepSeek-V2, routed_scaling_factor"},
-    {"noise", "noise", "replay only; --seed",
+    {"second", "all", "-", "most routers"},
+    {"second", "random", "k = 2, scores that are not negative; seed= or --seed",
+     "GShard, arXiv 2006.16668 sec. 2.2 and Algorithm 1; fairseq, transformers nllb_moe"},
+    {"seed", "seed", "noise or second=random", "-"},
+    {"devices", "devices", "a capacity that drops; D divides E",
+     "DeepSeek-V2, arXiv 2405.04434 sec. 2.2.4 (D = 8, factor 1, policy prob)"},
+    {"noise", "noise", "seed= or --seed",
      "arXiv 1701.06538 eq. 4 (there in training, its size learned)"}};
 
 static const struct origin *origin_of(const char *kind, const char *name) {
@@ -192,7 +209,9 @@ static void gate_needs(const struct gate *gate, char *text, size_t size) {
         n += snprintf(text + n, size - (size_t)n, ", whole batches");
     if (n < (int)size)
         snprintf(text + n, size - (size_t)n, ", %s",
-                 gate_hashes(gate) ? "token ids and router scores" : "router scores");
+                 gate->fn == GATE_HASH_TABLE ? "token ids, a table of them and router scores"
+                 : gate_hashes(gate)         ? "token ids and router scores"
+                                             : "router scores");
 }
 
 static void preset_row(struct table *table, const struct gate_preset *preset) {
@@ -230,8 +249,11 @@ static void explain_batch(struct table *table, const struct gate *gate) {
     if (!gate_needs_batch(gate)) return;
     explain_part(table, "assign", (int)gate->assign, gate->assign != ASSIGN_TOKEN);
     if (limited)
-        row(table, "capacity", "C", "factor * k T / E tokens of a balance batch, at most T", "-",
-            NULL);
+        row(table, "capacity", "C",
+            gate->devices > 0 ? "factor * k T / D choices of a balance batch on one of D devices"
+                              : "factor * k T / E tokens of a balance batch, at most T",
+            "-", NULL);
+    explain_part(table, "devices", 0, gate->devices > 0);
     explain_part(table, "round", (int)gate->rounding, limited);
     explain_part(table, "capacity", (int)gate->drop, limited && !expert);
     explain_part(table, "capacity-order", (int)gate->turn, limited && gate->drop != DROP_PROB);
@@ -263,6 +285,8 @@ static bool explain(struct table *table, const char *spec, struct err *err) {
     explain_part(table, "cut", (int)gate.cut, gate.cut != CUT_NONE);
     explain_part(table, "norm", (int)gate.norm, true);
     explain_part(table, "scale", 0, gate.scale != 1);
+    explain_part(table, "second", (int)gate.second, gate.second != SECOND_ALL);
+    explain_part(table, "seed", 0, gate.seeded);
     explain_batch(table, &gate);
     return true;
 }

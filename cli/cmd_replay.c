@@ -24,7 +24,8 @@ enum {
 struct replay_command {
     struct text_list gates, list[LISTS];
     char *storage[LISTS]; /* owned, of the split lists */
-    const char *bias_start, *order, *out;
+    const char *bias_start, *order, *out, *hash_table;
+    struct hash_tables *tables; /* owned */
     int64_t seed, threads;
     bool force, dynamics, losses, optimum;
     struct output_choice choice;
@@ -78,6 +79,8 @@ static bool read_lists(struct replay_command *c, struct err *err) {
     c->lists.ranks = c->ranks;
     c->lists.ranks_count = c->list[6].count;
     c->lists.seed = (uint64_t)c->seed;
+    if (c->hash_table && !(c->tables = hash_tables_open(c->hash_table, err))) return false;
+    c->lists.tables = c->tables;
     return true;
 }
 
@@ -93,6 +96,7 @@ static void describe_options(const struct replay_command *c, struct str *out) {
     str_puts(out, "replay");
     for (int i = 0; i < c->gates.count; i++) str_printf(out, " --gate %s", c->gates.items[i]);
     for (int i = 0; i < LISTS; i++) put_list(out, names[i], &c->list[i]);
+    if (c->hash_table) str_printf(out, " --hash-table %s", c->hash_table);
     if (c->bias_start) str_printf(out, " --bias-start %s", c->bias_start);
     bool shuffled = strcmp(c->order, "shuffled") == 0;
     if (shuffled) str_puts(out, " --order shuffled");
@@ -290,6 +294,7 @@ static void release(struct replay_command *c) {
         text_list_free(&c->list[i]);
         free(c->storage[i]);
     }
+    hash_tables_close(c->tables);
     text_list_free(&c->gates);
     free(c->batch);
     free(c->ranks);
@@ -314,7 +319,10 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"batch-tokens", OPTION_TEXTS, &c.list[5], "LIST", "tokens of a balance batch (4096)", 0,
          0},
         {"order", OPTION_TEXT, &c.order, "captured|shuffled", "of the tokens (captured)", 0, 0},
-        {"seed", OPTION_INT, &c.seed, "N", "of the shuffle and of noise (0)", 0, 9e18},
+        {"seed", OPTION_INT, &c.seed, "N", "of the shuffle, of noise= and second=random (0)", 0,
+         9e18},
+        {"hash-table", OPTION_TEXT, &c.hash_table, "FILE",
+         "tables for fn=hash-table (safetensors with layers.N...tid2eid)", 0, 0},
         {"ranks", OPTION_TEXTS, &c.list[6], "LIST",
          "experts lie on R ranks in equal blocks (the largest divisor up to 8)", 0, 0},
         {"out", OPTION_TEXT, &c.out, "RESULT.db", "write there, not into RUN.db", 0, 0},

@@ -197,6 +197,7 @@ static bool run_trace(struct throughput_request *q, const struct trace *trace, s
     struct cluster cluster;
     struct model_shape shape;
     struct routed routed = {0};
+    struct hash_tables *tables = NULL;
     struct throughput_options o = {.cluster = &cluster,
                                    .shape = &shape,
                                    .window = q->window,
@@ -215,6 +216,8 @@ static bool run_trace(struct throughput_request *q, const struct trace *trace, s
                                   .batch_tokens = &q->batch_tokens,
                                   .batch_count = 1,
                                   .seed = (uint64_t)q->seed};
+    if (q->hash_table && !(tables = hash_tables_open(q->hash_table, err))) return false;
+    lists.tables = tables;
     bool ok =
         cluster_find(&cluster, q->cluster, err) && replica_choice_find(q->choice, &o.choice, err) &&
         read_shape(q, trace, &o.moe_only, &shape, err) && routed_open(&routed, trace, &lists, err);
@@ -222,6 +225,7 @@ static bool run_trace(struct throughput_request *q, const struct trace *trace, s
         ok = run_cells(q, &routed, &o, err);
         routed_free(&routed);
     }
+    hash_tables_close(tables);
     return ok;
 }
 
@@ -274,6 +278,8 @@ static bool run(const struct command *command, int argc, char **argv, struct err
         {"moe-only", OPTION_FLAG, &q.moe_only, NULL, "leave out the rest of the step", 0, 0},
         {"batches", OPTION_INT, &q.batches, "N", "at most N batches a cell (16)", 1, 1e9},
         {"seed", OPTION_INT, &q.seed, "N", "of shuffles and random choices (0)", 0, 9e18},
+        {"hash-table", OPTION_TEXT, &q.hash_table, "FILE",
+         "tables for fn=hash-table (safetensors with layers.N...tid2eid)", 0, 0},
         {"out", OPTION_TEXT, &q.out, "RESULT.db",
          "into this one of the same trace, or a new one; else into RUN.db", 0, 0},
         {"threads", OPTION_INT, &q.threads, "N", "0 = one per CPU (0)", 0, 4096},

@@ -48,6 +48,7 @@ void throughput_request_describe(const struct throughput_request *q, struct str 
                        q->list[l].items[i]);
     str_printf(out, " --replica-choice %s --window %lld --batches %lld --seed %lld", q->choice,
                (long long)q->window, (long long)q->batches, (long long)q->seed);
+    if (q->hash_table) str_printf(out, " --hash-table %s", q->hash_table);
     if (q->capacity > 0) str_printf(out, " --capacity %g", q->capacity);
     if (q->pad) str_puts(out, " --pad");
     if (q->overlap) str_puts(out, " --overlap");

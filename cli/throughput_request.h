@@ -28,7 +28,7 @@ enum throughput_list { THROUGHPUT_LISTS(X) THROUGHPUT_LIST_COUNT };
 struct throughput_request {
     struct text_list gates, list[THROUGHPUT_LIST_COUNT];
     char *storage[THROUGHPUT_LIST_COUNT]; /* owned */
-    const char *cluster, *choice, *config, *out;
+    const char *cluster, *choice, *config, *out, *hash_table;
     double hidden, inter, capacity;
     int64_t window, groups, batches, batch_tokens, seed, threads;
     bool overlap, pad, moe_only, force;

@@ -15,6 +15,7 @@
 #include "base/threads.h"
 #include "router/bias.h"
 #include "router/gate.h"
+#include "router/route.h"
 
 struct engine; /* opaque: config, weights (mapped), kernels */
 
@@ -31,6 +32,7 @@ struct engine_router {
     int experts;       /* E */
     struct gate gate;  /* native gate, or the one set by engine_regate */
     const float *bias; /* [E] correction bias as stored or set, or NULL; borrowed from the engine */
+    struct route_table table; /* of fn=hash-table; borrowed from the engine */
 };
 
 struct engine_info {
@@ -55,9 +57,11 @@ const struct engine_info *engine_info(const struct engine *engine);
 
 /* Gates to run instead of the model's own (a closed loop), one per router. */
 struct engine_gates {
-    const struct gate *gate;      /* [routers]; each must pass gate_check */
-    const float *const *bias;     /* [routers] [E] at the start, or NULL where the gate has none */
-    const struct bias_rule *rule; /* moves the bias after each balance batch; NULL: it stays */
+    const struct gate *gate;  /* [routers]; each must pass gate_check_live */
+    const float *const *bias; /* [routers] [E] at the start, or NULL where the gate has none */
+    const struct route_table *table; /* [routers] of fn=hash-table: a row for every id of the
+                                        vocabulary; NULL: no router has one */
+    const struct bias_rule *rule;    /* moves the bias after each balance batch; NULL: it stays */
     double rate;
     int64_t batch_tokens; /* of a balance batch, in the order of tokens at each router */
 };
@@ -65,9 +69,10 @@ struct engine_gates {
 /* Sets the gates of all passes to come, beginning with an empty balance batch. Copies. On failure
  * the engine must not run. */
 bool engine_regate(struct engine *engine, const struct engine_gates *gates, struct err *err);
-/* Moves the bias as if n more tokens had passed router r with these logits[n,E]: a capture that
- * goes on. */
-bool engine_repeat(struct engine *engine, int r, int64_t n, const float *logits, struct err *err);
+/* Moves the bias as if n more tokens, from number `first` of the capture on, had passed router r
+ * with these logits[n,E]: a capture that goes on. */
+bool engine_repeat(struct engine *engine, int r, int64_t first, int64_t n, const float *logits,
+                   struct err *err);
 
 /* The tokens of one pass: whole windows, each attending only within itself from position 0. */
 struct engine_pass {
@@ -75,14 +80,15 @@ struct engine_pass {
     const int32_t *ids;          /* [T] */
     const int64_t *window_start; /* [windows+1] rising, first 0, last T */
     int64_t windows;
+    int64_t first; /* number of its first token within the capture; noise is drawn by it */
 };
 
 /* What a pass tells. Any callback may be NULL; a false return with err set stops the pass. Called
  * from the caller's thread, tokens in order, a layer at a time. */
 struct engine_sink {
     void *context;
-    /* n tokens from `first` (within the pass) at router index r: logits[n,E], expert[n,k],
-     * weight[n,k]. Borrowed for the call. */
+    /* n tokens from `first` (within the pass) at router index r: logits[n,E], expert[n,k]
+     * (ROUTE_NONE in empty slots), weight[n,k]. Borrowed for the call. */
     bool (*routes)(void *context, int r, int64_t first, int64_t n, const float *logits,
                    const int32_t *expert, const float *weight, struct err *err);
     /* nll[n]: of token t+1 given the window up to t, in nats; NaN at the last token of a window. */

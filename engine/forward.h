@@ -27,6 +27,8 @@ struct forward {
     int windows;
     int64_t tokens;              /* M */
     int64_t first;               /* of the stretch, within the pass */
+    int64_t pass_first;          /* of the pass, within the capture */
+    const int32_t *id;           /* [M] vocabulary ids */
     int64_t rows_limit;          /* rows of experts' products at a time; 0 = any number */
     struct arena *scratch;       /* reset by pass.c between halves of a layer */
     struct expert_pass *experts; /* of the layer in hand, where experts come in groups; or NULL */

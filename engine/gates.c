@@ -11,10 +11,28 @@ bool gates_native(struct engine *engine, struct err *err) {
     if (!engine->stream) return err_memory(err, "gates");
     for (int r = 0; r < engine->info.routers; r++) {
         const struct engine_router *router = &engine->router[r];
-        const struct route_stream_setup setup = {
-            .gate = &router->gate, .experts = router->experts, .bias = router->bias};
+        const struct route_stream_setup setup = {.gate = &router->gate,
+                                                 .experts = router->experts,
+                                                 .layer = router->layer,
+                                                 .bias = router->bias};
         route_stream_init(&engine->stream[r], &setup, NULL);
     }
+    return true;
+}
+
+/* A copy of the table, which must know every id. */
+static bool take_table(struct engine *engine, const struct route_table *from, int topk,
+                       struct route_table *to, struct err *err) {
+    size_t cells = (size_t)engine->info.vocab * (size_t)topk;
+    if (!from || !from->expert || from->ids < engine->info.vocab)
+        return err_set(err, ERR_DATA,
+                       "gate: fn=hash-table: found a table of %d ids, expected the %d of the "
+                       "vocabulary",
+                       from && from->expert ? from->ids : 0, engine->info.vocab);
+    int32_t *expert = arena_room(&engine->gates, cells, sizeof *expert);
+    if (!expert) return err_memory(err, "hash table");
+    memcpy(expert, from->expert, cells * sizeof *expert);
+    *to = (struct route_table){engine->info.vocab, expert};
     return true;
 }
 
@@ -24,7 +42,12 @@ static bool regate(struct engine *engine, const struct engine_gates *gates, int 
     struct arena *arena = &engine->gates;
     size_t experts = (size_t)router->experts;
     float *bias = gates->bias[r] ? arena_alloc(arena, experts, sizeof *bias) : NULL;
-    if (!gate_check_native(&gates->gate[r], router->experts, gates->bias[r] != NULL, err))
+    if (!gate_check_live(&gates->gate[r], router->experts, gates->bias[r] != NULL, err))
+        return err_context(err, "layer %d", router->layer);
+    router->table = (struct route_table){0};
+    if (gates->gate[r].fn == GATE_HASH_TABLE &&
+        !take_table(engine, gates->table ? &gates->table[r] : NULL, gates->gate[r].topk,
+                    &router->table, err))
         return err_context(err, "layer %d", router->layer);
     if (gates->bias[r] && !bias) return err_memory(err, "bias");
     if (bias) memcpy(bias, gates->bias[r], experts * sizeof *bias);
@@ -32,6 +55,8 @@ static bool regate(struct engine *engine, const struct engine_gates *gates, int 
     router->bias = bias;
     const struct route_stream_setup setup = {.gate = &router->gate,
                                              .experts = router->experts,
+                                             .layer = router->layer,
+                                             .table = router->table,
                                              .bias = bias,
                                              .rule = bias ? gates->rule : NULL,
                                              .rate = gates->rate,
@@ -49,7 +74,8 @@ bool engine_regate(struct engine *engine, const struct engine_gates *gates, stru
     return true;
 }
 
-bool engine_repeat(struct engine *engine, int r, int64_t n, const float *logits, struct err *err) {
+bool engine_repeat(struct engine *engine, int r, int64_t first, int64_t n, const float *logits,
+                   struct err *err) {
     struct route_stream *stream = &engine->stream[r];
     size_t k = (size_t)stream->gate.topk, bytes = route_stream_scratch_bytes(stream);
     int32_t *expert = calloc((size_t)n * k + 1, sizeof *expert);
@@ -57,13 +83,14 @@ bool engine_repeat(struct engine *engine, int r, int64_t n, const float *logits,
     bool ok = (expert && scratch) || err_memory(err, "choices");
     for (int64_t at = 0; at < n && ok;) {
         int64_t room = route_stream_room(stream), take = room < n - at ? room : n - at;
-        const float *from = logits + at * stream->experts;
+        const struct route_piece piece = {
+            .n = take, .first = first + at, .logits = logits + at * stream->experts};
         struct routes routes = {.expert = expert};
-        if (route_stream_route(stream, take, from, &routes, scratch) >= 0)
+        if (route_stream_route(stream, &piece, &routes, scratch) >= 0)
             ok = err_set(err, ERR_DATA, "layer %d: found a logit that is not finite",
                          engine->router[r].layer);
         else
-            route_stream_feed(stream, take, from, expert);
+            route_stream_feed(stream, &piece, expert);
         at += take;
     }
     free(scratch);

@@ -14,6 +14,9 @@
 
 enum { ROUTE_BLOCK = 64 };
 
+/* A slot of a token that has fewer experts than slots: it lies behind all that have a row. */
+enum { SLOT_EMPTY = INT32_MAX };
+
 static bool dense(struct forward *f, const struct glu_spec *glu, const struct glu_weights *w,
                   const float *in, int64_t m, float *out) {
     int64_t hidden = f->spec->hidden;
@@ -38,6 +41,7 @@ static bool dense(struct forward *f, const struct glu_spec *glu, const struct gl
 struct routing {
     const struct mixture *x;
     struct route_stream *stream;
+    int64_t first;               /* of the block, within the stretch */
     int64_t piece, piece_tokens; /* those that one bias routes */
     float *logits;               /* [tokens,E] */
     int32_t *expert;             /* [tokens,k] */
@@ -61,6 +65,16 @@ static bool allocate_routing(struct routing *r) {
     return err_memory(x->f->err, "routing");
 }
 
+/* n tokens from `at` (within the block) on. */
+static struct route_piece piece_of(const struct routing *r, int64_t at, int64_t n) {
+    const struct forward *f = r->x->f;
+    int64_t token = r->first + at;
+    return (struct route_piece){.n = n,
+                                .first = f->pass_first + f->first + token,
+                                .id = f->id + token,
+                                .logits = r->logits + at * r->x->spec->experts};
+}
+
 static void route_block(void *context, int64_t job, int worker) {
     const struct routing *r = context;
     const struct ffn_spec *spec = r->x->spec;
@@ -72,22 +86,23 @@ static void route_block(void *context, int64_t job, int worker) {
         for (int64_t i = 0; i < n * experts; i++)
             logits[i] = spec->softcap * tanhf(logits[i] / spec->softcap);
     struct routes routes = {.expert = r->expert + first * k, .weight = r->weight + first * k};
-    int64_t bad = route_stream_route(r->stream, n, logits, &routes,
+    const struct route_piece piece = piece_of(r, first, n);
+    int64_t bad = route_stream_route(r->stream, &piece, &routes,
                                      r->scratch + (size_t)worker * r->scratch_bytes);
     r->bad[job] = bad < 0 ? -1 : bad + first * experts;
 }
 
-static bool refuse_logit(const struct routing *r, int layer, int64_t first, int64_t bad) {
+static bool refuse_logit(const struct routing *r, int layer, int64_t bad) {
     int64_t token = bad / r->x->spec->experts, expert = bad % r->x->spec->experts;
     return err_set(r->x->f->err, ERR_DATA,
                    "router logit of layer %d, token %lld, expert %lld: found %g, expected a finite "
                    "number",
-                   layer, (long long)(r->x->f->first + first + token), (long long)expert,
+                   layer, (long long)(r->x->f->first + r->first + token), (long long)expert,
                    (double)r->logits[bad]);
 }
 
 /* Piece by piece: the bias moves where a balance batch ends, whatever the blocks and passes are. */
-static bool route_pieces(struct routing *r, const struct route_target *target, int64_t first) {
+static bool route_pieces(struct routing *r, const struct route_target *target) {
     int64_t room, tokens = r->x->tokens;
     for (r->piece = 0; r->piece < tokens; r->piece += r->piece_tokens) {
         room = route_stream_room(r->stream);
@@ -95,9 +110,9 @@ static bool route_pieces(struct routing *r, const struct route_target *target, i
         int64_t blocks = (r->piece_tokens + ROUTE_BLOCK - 1) / ROUTE_BLOCK;
         pool_run(r->x->f->pool, blocks, route_block, r);
         for (int64_t b = 0; b < blocks; b++)
-            if (r->bad[b] >= 0) return refuse_logit(r, target->router->layer, first, r->bad[b]);
-        route_stream_feed(r->stream, r->piece_tokens, r->logits + r->piece * r->x->spec->experts,
-                          r->expert + r->piece * r->x->k);
+            if (r->bad[b] >= 0) return refuse_logit(r, target->router->layer, r->bad[b]);
+        const struct route_piece piece = piece_of(r, r->piece, r->piece_tokens);
+        route_stream_feed(r->stream, &piece, r->expert + r->piece * r->x->k);
     }
     return true;
 }
@@ -110,16 +125,19 @@ static bool place(struct mixture *x, const struct routing *r) {
     int32_t *placed = arena_alloc(x->f->scratch, (size_t)x->tokens, sizeof *placed);
     if (!placed) return err_memory(x->f->err, "routing");
     memset(begin, 0, (size_t)(experts + 1) * sizeof *begin);
-    for (int64_t i = 0; i < choices; i++) begin[r->expert[i] + 1]++;
+    for (int64_t i = 0; i < choices; i++)
+        if (r->expert[i] != ROUTE_NONE) begin[r->expert[i] + 1]++;
     for (int e = 0; e < experts; e++) begin[e + 1] += begin[e];
     for (int64_t i = 0; i < choices; i++) {
+        x->slot[i] = SLOT_EMPTY;
+        if (r->expert[i] == ROUTE_NONE) continue;
         int64_t at = begin[r->expert[i]]++;
         x->row[at] = (int32_t)(i / x->k);
         x->weight[at] = r->weight[i];
     }
     for (int e = experts; e > 0; e--) begin[e] = begin[e - 1];
     begin[0] = 0;
-    for (int64_t at = 0; at < choices; at++) {
+    for (int64_t at = 0; at < begin[experts]; at++) {
         int32_t t = x->row[at];
         x->slot[t * x->k + placed[t]++] = (int32_t)at;
     }
@@ -135,11 +153,11 @@ static void clear_row(void *context, int64_t t) {
 bool mixture_route(struct mixture *x, const struct route_target *target, int64_t first) {
     struct forward *f = x->f;
     const struct engine_sink *sink = target->sink;
-    struct routing r = {.x = x, .stream = target->stream};
+    struct routing r = {.x = x, .stream = target->stream, .first = first};
     if (!allocate_routing(&r)) return false;
     forward_linear(f, x->weights->router, x->weights->router_bias, x->in, f->spec->hidden,
                    x->tokens, r.logits, x->spec->experts);
-    if (!route_pieces(&r, target, first) || !place(x, &r)) return false;
+    if (!route_pieces(&r, target) || !place(x, &r)) return false;
     forward_rows(f->pool, x->tokens, clear_row, x);
     if (!sink || !sink->routes) return true;
     return sink->routes(sink->context, target->index, f->first + first, x->tokens, r.logits,
@@ -268,7 +286,7 @@ static void finish_row(void *context, int64_t t) {
     float *out = x->out + t * hidden;
     for (int s = 0; s < x->k; s++) {
         int64_t slot = x->slot[t * x->k + s];
-        if (slot >= real)
+        if (slot >= real && slot != SLOT_EMPTY)
             vector_axpy(x->f->kernels, x->weight[slot] * spec->routed_scale, x->in + t * hidden,
                         out, hidden);
     }

@@ -276,6 +276,7 @@ static void cut_stretch(const struct pass *p, struct forward *f, int64_t *next) 
     f->tokens = start[w] - start[first];
     f->windows = (int)(w - first);
     f->position = p->position + f->first;
+    f->id = p->input->ids + f->first;
     f->is_long = p->is_long + f->first;
     *next = w;
 }
@@ -359,6 +360,7 @@ static bool run_layers(struct pass *p) {
                         .bf16 = engine->bf16,
                         .ropes = p->ropes,
                         .start = p->start,
+                        .pass_first = p->input->first,
                         .scratch = &engine->scratch,
                         .err = p->err};
     bool ok = true;

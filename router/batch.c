@@ -125,19 +125,31 @@ static void drop(struct batch *b, int64_t slot) {
     b->out->weight[slot] = 0;
 }
 
-/* Each expert keeps the C choices of highest weight (among equals those of lower tokens). */
+/* Who shares places: the experts of a device, or each expert alone. */
+static int sharers(const struct batch *b) {
+    return b->gate->devices > 0 ? b->gate->devices : b->experts;
+}
+
+static int sharer_of(const struct batch *b, int32_t expert) {
+    return b->gate->devices > 0 ? expert / (b->experts / b->gate->devices) : expert;
+}
+
+/* Each expert (or device) keeps the C choices of highest weight, among equals those of lower
+ * tokens, then those chosen first. */
 static void drop_by_weight(struct batch *b, int64_t capacity) {
     int64_t choices = b->tokens * b->slots;
     const int32_t *expert = b->out->expert;
-    memset(b->first, 0, ((size_t)b->experts + 1) * sizeof *b->first);
+    int count = sharers(b);
+    memset(b->first, 0, ((size_t)count + 1) * sizeof *b->first);
     for (int64_t i = 0; i < choices; i++)
-        if (expert[i] != ROUTE_NONE) b->first[expert[i] + 1]++;
-    for (int e = 0; e < b->experts; e++) b->first[e + 1] += b->first[e];
-    memcpy(b->load, b->first, (size_t)b->experts * sizeof *b->load);
+        if (expert[i] != ROUTE_NONE) b->first[sharer_of(b, expert[i]) + 1]++;
+    for (int e = 0; e < count; e++) b->first[e + 1] += b->first[e];
+    memcpy(b->load, b->first, (size_t)count * sizeof *b->load);
     for (int64_t i = 0; i < choices; i++)
         if (expert[i] != ROUTE_NONE)
-            b->ranked[b->load[expert[i]]++] = (struct ranked){b->out->weight[i], (int32_t)i};
-    for (int e = 0; e < b->experts; e++) {
+            b->ranked[b->load[sharer_of(b, expert[i])]++] =
+                (struct ranked){b->out->weight[i], (int32_t)i};
+    for (int e = 0; e < count; e++) {
         struct ranked *of = b->ranked + b->first[e];
         int64_t n = b->first[e + 1] - b->first[e];
         if (n <= capacity) continue;
@@ -150,8 +162,9 @@ static void drop_by_weight(struct batch *b, int64_t capacity) {
 static void serve(struct batch *b, int64_t slot, int64_t capacity) {
     int32_t e = b->out->expert[slot];
     if (e == ROUTE_NONE) return;
-    if (b->load[e] < capacity)
-        b->load[e]++;
+    int64_t *load = &b->load[sharer_of(b, e)];
+    if (*load < capacity)
+        ++*load;
     else
         drop(b, slot);
 }
@@ -182,7 +195,7 @@ static const struct ranked *priorities(struct batch *b) {
 
 static void apply_capacity(struct batch *b) {
     int64_t capacity = gate_capacity(b->gate, b->experts, b->tokens);
-    if (capacity >= b->tokens) return;
+    if (capacity >= b->tokens * (b->gate->devices > 0 ? b->slots : 1)) return;
     if (b->gate->drop == DROP_PROB)
         drop_by_weight(b, capacity);
     else

@@ -1,4 +1,5 @@
-/* blur.c - what gates with noise or a dtype see instead of the recorded logits, and hash layers
+/* blur.c - what gates with noise or a dtype see instead of the recorded logits, hash layers, and
+ * the second choice at random
  *
  * Rare gates: plain C for every CPU level. Numbers are drawn by key, not in sequence, so that they
  * do not depend on threads, chunks or the order of tokens (MATH.md section 8). */
@@ -34,14 +35,21 @@ static double normal_quantile(double u) {
 /* In (0,1), from the upper 53 bits. */
 static double open_uniform(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }
 
-static uint64_t token_key(const struct route_rows *rows, uint64_t token) {
-    return rng_at(rng_at(rows->seed, (uint64_t)rows->layer), token);
+static uint64_t token_key(uint64_t seed, int layer, uint64_t token) {
+    return rng_at(rng_at(seed, (uint64_t)layer), token);
 }
 
-static void add_noise(const struct route_rows *rows, float sigma, int experts, int64_t tokens,
-                      const float *logits, float *logit) {
+/* The key of the t-th of some tokens: by the gate's own seed, or the run's. */
+static uint64_t row_key(const struct gate *gate, const struct route_rows *rows, int64_t t) {
+    uint64_t seed = gate->seeded ? (uint64_t)gate->seed : rows->seed;
+    return token_key(seed, rows->layer, (uint64_t)(rows->token ? rows->token[t] : rows->first + t));
+}
+
+static void add_noise(const struct gate *gate, const struct route_rows *rows, int experts,
+                      int64_t tokens, const float *logits, float *logit) {
+    float sigma = gate->noise;
     for (int64_t t = 0; t < tokens; t++) {
-        uint64_t key = token_key(rows, (uint64_t)rows->token[t]);
+        uint64_t key = row_key(gate, rows, t);
         for (int e = 0; e < experts; e++) {
             double z = normal_quantile(open_uniform(rng_at(key, (uint64_t)e)));
             float x = logits[t * experts + e] + sigma * (float)z;
@@ -58,7 +66,7 @@ void route_blurred(const struct gate *gate, const struct route_rows *rows, int e
                    int64_t tokens, const float *logits, float *logit, float *score) {
     int64_t n = tokens * experts;
     if (gate->noise > 0 && rows)
-        add_noise(rows, gate->noise, experts, tokens, logits, logit);
+        add_noise(gate, rows, experts, tokens, logits, logit);
     else
         for (int64_t i = 0; i < n; i++) logit[i] = logits[i];
     round_all(gate->dtype, logit, n);
@@ -84,13 +92,25 @@ static void draw_experts(uint64_t key, int experts, int k, int32_t *expert) {
 void route_hashed(const struct gate *gate, const struct route_rows *rows, int experts,
                   int64_t tokens, const int32_t *table, int32_t *expert) {
     int k = gate->topk;
-    struct route_rows own = *rows;
-    own.seed = (uint64_t)gate->fn_arg;
     for (int64_t t = 0; t < tokens; t++, expert += k) {
         uint32_t id = (uint32_t)rows->id[t];
         if (!table)
-            draw_experts(token_key(&own, id), experts, k, expert);
+            draw_experts(token_key((uint64_t)gate->fn_arg, rows->layer, id), experts, k, expert);
         else
             for (int i = 0; i < k; i++) expert[i] = table[(size_t)id * (size_t)k + (size_t)i];
+    }
+}
+
+/* ---- the second choice at random */
+
+void route_thin(const struct gate *gate, const struct route_rows *rows, int64_t tokens,
+                int32_t *expert, float *weight) {
+    if (gate->second != SECOND_RANDOM) return;
+    for (int64_t t = 0; t < tokens; t++) {
+        double first = (double)weight[2 * t], second = (double)weight[2 * t + 1];
+        double u = open_uniform(rng_at(row_key(gate, rows, t), GATE_MAX_EXPERTS));
+        if (fabs(first + second) * u < 2 * fabs(second)) continue;
+        expert[2 * t + 1] = ROUTE_NONE;
+        weight[2 * t + 1] = 0;
     }
 }

@@ -1,10 +1,9 @@
-/* gate.c - the gate specification as text: reading, writing, checking
+/* gate.c - the gate specification as text: reading and writing (checking: gate_check.c)
  *
  * An item of the language is a bare word (`softmax`, `bias`) or `key=value`; one row of a table per
  * key. Later items override earlier ones, so that a preset can be amended. */
 #include "router/gate.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,68 +22,8 @@ static const char *const assign_names[] = {GATE_ASSIGNS(X) NULL};
 static const char *const drop_names[] = {GATE_DROPS(X) NULL};
 static const char *const turn_names[] = {GATE_TURNS(X) NULL};
 static const char *const rounding_names[] = {GATE_ROUNDINGS(X) NULL};
+static const char *const second_names[] = {GATE_SECONDS(X) NULL};
 #undef X
-
-const struct gate_preset gate_presets[] = {
-    {"deepseek-v3", "sigmoid,bias,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5",
-     "arXiv 2412.19437 sec. 2.1.2; transformers deepseek_v3"},
-    {"deepseek-v2", "softmax,groups=8:3:max,fill=0,topk=6,norm=none,scale=16",
-     "arXiv 2405.04434 sec. 2.2.2; transformers deepseek_v2"},
-    {"deepseek-v2-lite", "softmax,topk=6,norm=none", "transformers deepseek_v2, greedy"},
-    {"deepseek-v4", "sqrtsoftplus,bias,topk=6,norm=sum:1e-20,scale=1.5",
-     "transformers deepseek_v4 (layers that learn their gate)"},
-    {"deepseek-v4-hash", "sqrtsoftplus,fn=hash:0,topk=6,norm=sum:1e-20,scale=1.5",
-     "transformers deepseek_v4, its first layers; a drawn table in place of the released one"},
-    {"kimi-k2", "sigmoid,bias,topk=8,norm=sum:1e-20,scale=2.827", "its config.json"},
-    {"moonlight", "sigmoid,bias,topk=6,norm=sum:1e-20,scale=2.446", "its config.json"},
-    {"ling-2", "sigmoid,bias,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5",
-     "Ling-mini-2.0, released code of bailing_moe_v2"},
-    {"glm-5", "sigmoid,bias,topk=8,norm=sum:1e-20,scale=2.5", "transformers glm_moe_dsa"},
-    {"glm-4-lite", "sigmoid,bias,topk=4,norm=sum:1e-20,scale=1.8", "transformers glm4_moe_lite"},
-    {"exaone", "sigmoid,bias,topk=8,norm=sum:1e-20,scale=2.5", "transformers exaone_moe"},
-    {"solar-open", "sigmoid,bias,topk=8,norm=sum:1e-20", "transformers solar_open"},
-    {"mimo-v2-flash", "sigmoid,bias,topk=8,norm=sum:1e-20", "transformers mimo_v2_flash"},
-    {"a.x-k1", "sigmoid,groups=8:4:top2sum,topk=8,norm=sum:1e-20,scale=2.5",
-     "released code of axk1; its files hold no bias"},
-    {"hy3", "sigmoid,bias,topk=8,norm=sum:1e-20,scale=2.826", "transformers hy_v3"},
-    {"laguna", "sigmoid,bias,topk=8,norm=sum",
-     "transformers laguna; logits after the softcap, the routed output is scaled besides"},
-    {"mistral-small-4", "softmax,topk=4,norm=sum:1e-20", "transformers mistral4"},
-    {"mixtral", "softmax,topk=2,norm=sum", "arXiv 2401.04088 sec. 2.1; transformers mixtral"},
-    {"olmoe", "softmax,topk=8,norm=none", "arXiv 2409.02060; transformers olmoe"},
-    {"flex-olmo", "softmax,topk=5,norm=none", "transformers flex_olmo"},
-    {"qwen2-moe", "softmax,topk=4,norm=none", "transformers qwen2_moe"},
-    {"qwen3-moe", "softmax,topk=8,norm=sum", "transformers qwen3_moe, norm_topk_prob true"},
-    {"gpt-oss", "softmax,order=topk-score,topk=4,norm=none", "transformers gpt_oss"},
-    {"cohere2", "sigmoid,order=topk-score,topk=8,norm=none", "transformers cohere2_moe"},
-    {"jetmoe", "softmax,order=topk-score,topk=2,norm=none", "transformers jetmoe"},
-    {"granite", "softmax,order=topk-score,topk=8,norm=none", "transformers granitemoe"},
-    {"ernie-4.5", "softmax,bias,topk=6,norm=clamp:1e-12", "transformers ernie4_5_moe"},
-    {"longcat-flash", "softmax,bias,topk=12,norm=none,scale=6", "transformers longcat_flash"},
-    {"minimax-m2", "sigmoid,bias,topk=8,norm=sum", "transformers minimax_m2"},
-    {"minimax-text-01", "softmax,topk=2,norm=sum", "transformers minimax"},
-    {"minimax-m3", "sigmoid,bias,topk=4,norm=sum", "transformers minimax_m3_vl"},
-    {"lfm2-moe", "sigmoid,bias,topk=4,norm=sum:1e-6", "transformers lfm2_moe"},
-    {"dbrx", "softmax,topk=4,norm=p:1", "transformers dbrx"},
-    {"llama4", "sigmoid,order=topk-score,topk=1,norm=none", "transformers llama4"},
-    {"phimoe", "softmax,fn=sparsemixer:0.01,topk=2,norm=none",
-     "arXiv 2409.12136; transformers phimoe, evaluation"},
-    {"remoe", "relu,topk=8,threshold=0,norm=none",
-     "arXiv 2412.14711; there nothing bounds the number, here topk does"},
-    {"switch", "softmax,topk=1,norm=none", "arXiv 2101.03961 sec. 2.1"},
-    {"switch-train", "softmax,topk=1,norm=none,capacity=1.25:position,round=floor",
-     "arXiv 2101.03961 eq. 3; Mesh-TensorFlow moe.py"},
-    {"gshard", "softmax,topk=2,norm=sum:1e-9,capacity=1:position,round=floor",
-     "arXiv 2006.16668 Algorithm 1, C = 2T/E; second choices always kept, not at random"},
-    {"v-moe", "softmax,topk=2,norm=none,capacity=1.05:priority,round=nearest",
-     "arXiv 2106.05974 sec. 2.3 and 4, batch prioritized routing"},
-    {"expert-choice", "softmax,assign=expert,topk=2,norm=none,capacity=1",
-     "arXiv 2202.09368 sec. 3.2, capacity factor c = topk"},
-    {"base", "sigmoid,assign=base,order=topk-score,topk=1,norm=none",
-     "arXiv 2103.16716 eq. 1-4 (training)"},
-    {"megatron-sinkhorn", "sigmoid,assign=sinkhorn:0.0001,topk=1,norm=none",
-     "Megatron-LM router.py sinkhorn_load_balancing (training)"},
-    {NULL, NULL, NULL}};
 
 /* ---- reading */
 
@@ -263,9 +202,10 @@ static bool read_cut(struct gate *gate, char *text, struct err *err) {
 static bool read_hash_seed(struct gate *gate, const char *argument, struct err *err) {
     int64_t seed;
     if (!argument)
-        return err_set(err, ERR_USAGE,
-                       "gate: fn=hash: found no SEED, expected hash:SEED (a table drawn from it; a "
-                       "model's own table is not recorded in traces)");
+        return err_set(
+            err, ERR_USAGE,
+            "gate: fn=hash: found no SEED, expected hash:SEED (a table drawn from it), or "
+            "fn=hash-table for the layer's own");
     if (!parse_int(argument, "gate: fn=hash", 0, 1 << 24, &seed, err)) return false;
     gate->fn_arg = (float)seed;
     return true;
@@ -287,8 +227,8 @@ static bool read_fn(struct gate *gate, char *text, struct err *err) {
         return err_set(err, ERR_USAGE,
                        "gate: fn=sparsemixer: found no EPS, expected sparsemixer:X");
     if (gate->fn == GATE_HASH) return read_hash_seed(gate, argument, err);
-    if (argument && gate->fn == GATE_BALANCED_HASH)
-        return err_set(err, ERR_USAGE, "gate: fn=balanced-hash: found an argument, expected none");
+    if (argument && (gate->fn == GATE_BALANCED_HASH || gate->fn == GATE_HASH_TABLE))
+        return err_set(err, ERR_USAGE, "gate: fn=%s: found an argument, expected none", text);
     return !argument || read_float("fn", argument, 0, &gate->fn_arg, err);
 }
 
@@ -314,7 +254,10 @@ static bool read_assign(struct gate *gate, char *text, struct err *err) {
 static bool read_capacity(struct gate *gate, char *text, struct err *err) {
     int drop = DROP_PROB, turn = TURN_CHOICE;
     gate->capacity = 0;
-    if (strcmp(text, "none") == 0) return true;
+    if (strcmp(text, "none") == 0) {
+        gate->devices = 0;
+        return true;
+    }
     char *policy = split_argument(text);
     char *order = policy ? split_argument(policy) : NULL;
     if (!parse_real(text, "gate: capacity", 0, 1e9, &gate->capacity, err) ||
@@ -338,6 +281,29 @@ static bool read_round(struct gate *gate, char *text, struct err *err) {
     int index;
     if (!read_name("round", rounding_names, text, &index, err)) return false;
     gate->rounding = (enum gate_rounding)index;
+    return true;
+}
+
+static bool read_devices(struct gate *gate, char *text, struct err *err) {
+    int64_t devices = 0;
+    bool ok = strcmp(text, "none") == 0 ||
+              parse_int(text, "gate: devices", 1, GATE_MAX_EXPERTS, &devices, err);
+    gate->devices = (int)devices;
+    return ok;
+}
+
+static bool read_second(struct gate *gate, char *text, struct err *err) {
+    int index;
+    if (!read_name("second", second_names, text, &index, err)) return false;
+    gate->second = (enum gate_second)index;
+    return true;
+}
+
+static bool read_seed(struct gate *gate, char *text, struct err *err) {
+    int64_t seed;
+    if (!parse_int(text, "gate: seed", 0, INT32_MAX, &seed, err)) return false;
+    gate->seed = (int32_t)seed;
+    gate->seeded = true;
     return true;
 }
 
@@ -367,11 +333,14 @@ static const struct {
             {"cut", read_cut},
             {"assign", read_assign},
             {"capacity", read_capacity},
-            {"round", read_round}};
+            {"round", read_round},
+            {"devices", read_devices},
+            {"second", read_second},
+            {"seed", read_seed}};
 
 #define GATE_KEYS                                                                                  \
-    "groups= fill= topk= order= norm= scale= fn= dtype= noise= topp= threshold= assign= "          \
-    "capacity= round="
+    "groups= fill= topk= order= norm= scale= fn= dtype= noise= topp= threshold= second= seed= "    \
+    "assign= capacity= round= devices="
 
 static bool read_item(struct gate *gate, char *item, struct err *err) {
     char *equals = strchr(item, '=');
@@ -404,7 +373,9 @@ static void canonicalise(struct gate *gate) {
         gate->group_rule = GROUP_MAX;
         gate->fill = FILL_NEG_INF;
     }
-    if (gate->fn == GATE_TABLE || gate->fn == GATE_BALANCED_HASH) gate->fn_arg = 0;
+    if (gate->fn != GATE_SPARSEMIXER && gate->fn != GATE_HASH) gate->fn_arg = 0;
+    if (gate->noise == 0 && gate->second == SECOND_ALL) gate->seeded = false;
+    if (!gate->seeded) gate->seed = 0;
     if (gate->norm == NORM_NONE) gate->norm_arg = 0;
     if (gate->dtype == DTYPE_F32) gate->dtype_logits = false;
     if (gate->cut == CUT_NONE) gate->cut_arg = 0;
@@ -417,99 +388,6 @@ static void canonicalise(struct gate *gate) {
     if (gate->capacity > 0) return;
     gate->drop = DROP_PROB;
     gate->rounding = ROUND_CEIL;
-}
-
-static bool check_rounding(const struct gate *gate, struct err *err) {
-    if (gate->fn != GATE_SPARSEMIXER || gate->dtype == DTYPE_F32) return true;
-    return err_set(
-        err, ERR_USAGE,
-        "gate: fn=sparsemixer: found dtype=%s, expected f32 (the rule is published in it)",
-        dtype_names[gate->dtype]);
-}
-
-bool gate_score_negative(enum gate_score score) {
-    return score == SCORE_TANH || score == SCORE_IDENTITY;
-}
-
-static bool check_cut(const struct gate *gate, struct err *err) {
-    if (gate->cut == CUT_NONE) return true;
-    if (gate->fn != GATE_TABLE)
-        return err_set(err, ERR_USAGE,
-                       "gate: fn=%s: found topp or threshold, expected neither: the number of its "
-                       "experts is fixed",
-                       fn_names[gate->fn]);
-    if (gate->cut == CUT_TOPP && gate->order == ORDER_TOPK_SCORE)
-        return err_set(
-            err, ERR_USAGE,
-            "gate: topp: found order=topk-score, expected score-topk: a share of the sum "
-            "of all scores needs the scores of all experts");
-    if (gate->cut == CUT_TOPP && gate_score_negative(gate->score))
-        return err_set(err, ERR_USAGE,
-                       "gate: topp: found the score %s, which can be negative, expected softmax, "
-                       "sigmoid, sqrtsoftplus or relu (shares of a sum)",
-                       score_names[gate->score]);
-    return true;
-}
-
-/* A hash layer's choice looks at the token id alone. */
-static bool check_hash(const struct gate *gate, struct err *err) {
-    if (!gate_hashes(gate)) return true;
-    const char *found = gate->bias         ? "bias"
-                        : gate->groups > 0 ? "groups"
-                        : gate->noise > 0  ? "noise"
-                                           : NULL;
-    return !found || err_set(err, ERR_USAGE,
-                             "gate: fn=%s: found %s, expected none: the choice looks at the token "
-                             "id, not at scores",
-                             fn_names[gate->fn], found);
-}
-
-/* What cannot be joined with an assignment of whole batches. */
-static bool check_assign(const struct gate *gate, struct err *err) {
-    const char *name = assign_names[gate->assign];
-    if (gate->assign == ASSIGN_TOKEN) return true;
-    if (gate->fn != GATE_TABLE)
-        return err_set(err, ERR_USAGE, "gate: assign=%s: found fn=%s, expected fn=table", name,
-                       fn_names[gate->fn]);
-    if (gate->bias)
-        return err_set(err, ERR_USAGE,
-                       "gate: assign=%s: found a correction bias or a bias rule, expected nobias "
-                       "(it balances each batch by itself)",
-                       name);
-    if (gate->groups > 0)
-        return err_set(err, ERR_USAGE,
-                       "gate: assign=%s: found groups, expected groups=none (no published form "
-                       "limits a token's groups there)",
-                       name);
-    if (gate->cut != CUT_NONE)
-        return err_set(err, ERR_USAGE,
-                       "gate: assign=%s: found topp or threshold, expected neither (the batch "
-                       "decides how many experts a token has)",
-                       name);
-    if (gate->assign == ASSIGN_BASE && gate->capacity > 0)
-        return err_set(err, ERR_USAGE,
-                       "gate: assign=base: found a capacity, expected none (its loads are equal: "
-                       "nothing can be dropped)");
-    if (gate->assign == ASSIGN_EXPERT && gate->drop != DROP_PROB)
-        return err_set(err, ERR_USAGE,
-                       "gate: assign=expert: found drop policy %s, expected capacity=F alone (each "
-                       "expert takes its best tokens: nothing is dropped)",
-                       drop_names[gate->drop]);
-    return true;
-}
-
-static bool check_alone(const struct gate *gate, struct err *err) {
-    if (gate->topk < 1) return err_set(err, ERR_USAGE, "gate: found no topk=, expected topk=K");
-    if (gate->groups > 0 && gate->group_rule == GROUP_TOPSUM && gate->topk < gate->groups_kept)
-        return err_set(err, ERR_USAGE,
-                       "gate: groups rule topsum: found topk %d with %d groups kept, expected topk "
-                       ">= groups kept (a group's score is the sum of its topk/KEEP best)",
-                       gate->topk, gate->groups_kept);
-    if (gate->fn == GATE_SPARSEMIXER && (gate->topk != 2 || gate->bias || gate->groups > 0))
-        return err_set(err, ERR_USAGE,
-                       "gate: fn=sparsemixer: expected topk=2 without bias and groups");
-    return check_rounding(gate, err) && check_cut(gate, err) && check_hash(gate, err) &&
-           check_assign(gate, err);
 }
 
 static bool start_from(const char *item, const struct gate *native, struct gate *gate, bool *found,
@@ -544,7 +422,7 @@ bool gate_parse(const char *text, const struct gate *native, struct gate *gate, 
         if (!found && !read_item(gate, item, err)) return false;
     }
     canonicalise(gate);
-    return check_alone(gate, err);
+    return gate_check_alone(gate, err);
 }
 
 /* ---- writing */
@@ -618,6 +496,7 @@ static void put_capacity(struct writer *out, const struct gate *gate) {
     if (gate->drop != DROP_PROB || ordered) put(out, ":", drop_names[gate->drop]);
     if (ordered) put(out, ":", turn_names[gate->turn]);
     if (gate->rounding != ROUND_CEIL) put(out, ",round=", rounding_names[gate->rounding]);
+    if (gate->devices > 0) put_int(out, ",devices=", gate->devices);
 }
 
 void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
@@ -648,13 +527,15 @@ void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]) {
     if (gate->dtype != DTYPE_F32) put(&out, ",dtype=", dtype_names[gate->dtype]);
     if (gate->dtype_logits) put(&out, ":", "logits");
     if (gate->noise > 0) put_float(&out, ",noise=", gate->noise);
+    if (gate->second != SECOND_ALL) put(&out, ",second=", second_names[gate->second]);
+    if (gate->seeded) put_int(&out, ",seed=", gate->seed);
     put_capacity(&out, gate);
 }
 
 bool gate_equal_batch(const struct gate *a, const struct gate *b) {
     return a->assign == b->assign && a->tolerance == b->tolerance &&
            a->iterations == b->iterations && a->capacity == b->capacity && a->drop == b->drop &&
-           a->turn == b->turn && a->rounding == b->rounding;
+           a->turn == b->turn && a->rounding == b->rounding && a->devices == b->devices;
 }
 
 bool gate_equal(const struct gate *a, const struct gate *b) {
@@ -664,96 +545,6 @@ bool gate_equal(const struct gate *a, const struct gate *b) {
            a->order == b->order && a->norm == b->norm && a->norm_arg == b->norm_arg &&
            a->scale == b->scale && a->dtype == b->dtype && a->dtype_logits == b->dtype_logits &&
            a->noise == b->noise && a->cut == b->cut && a->cut_arg == b->cut_arg &&
+           a->second == b->second && a->seeded == b->seeded && a->seed == b->seed &&
            gate_equal_batch(a, b);
 }
-
-/* ---- checking */
-
-bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err *err) {
-    if (!check_assign(gate, err)) return false;
-    if (gate->topk > experts)
-        return err_set(err, ERR_USAGE, "gate: topk: found %d, expected at most the %d experts",
-                       gate->topk, experts);
-    if (gate->bias && !have_bias)
-        return err_set(
-            err, ERR_USAGE,
-            "gate: found bias, but there is no correction bias here (expected nobias, or "
-            "a bias rule that starts from zero)");
-    if (gate->groups == 0) return true;
-    if (experts % gate->groups != 0)
-        return err_set(err, ERR_USAGE, "gate: groups: found %d, expected a divisor of %d experts",
-                       gate->groups, experts);
-    if (gate->groups_kept < 1 || gate->groups_kept > gate->groups)
-        return err_set(err, ERR_USAGE, "gate: groups kept: found %d, expected 1 to %d",
-                       gate->groups_kept, gate->groups);
-    int size = experts / gate->groups;
-    if (gate->groups_kept * size < gate->topk)
-        return err_set(
-            err, ERR_USAGE,
-            "gate: groups: found %d experts in %d kept groups, expected at least topk=%d",
-            gate->groups_kept * size, gate->groups_kept, gate->topk);
-    if (gate->group_rule == GROUP_TOP2SUM && size < 2)
-        return err_set(err, ERR_USAGE,
-                       "gate: groups rule top2sum: found groups of 1 expert, expected 2 or more");
-    return true;
-}
-
-/* ---- whole batches */
-
-bool gate_needs_batch(const struct gate *gate) {
-    return gate->assign != ASSIGN_TOKEN || gate->capacity > 0;
-}
-
-bool gate_is_causal(const struct gate *gate) {
-    if (!gate_needs_batch(gate)) return true;
-    bool in_order = gate->turn == TURN_TOKEN || gate->topk == 1;
-    return gate->assign == ASSIGN_TOKEN && gate->drop == DROP_POSITION && in_order;
-}
-
-/* The order of operations is that of the sources (Megatron-LM get_capacity; Mesh-TensorFlow moe.py,
- * V-MoE's formula), so that factors such as 1.1 round as theirs do. */
-int64_t gate_capacity(const struct gate *gate, int experts, int64_t tokens) {
-    double choices = (double)tokens * gate->topk, places;
-    if (gate->capacity == 0) return tokens;
-    if (gate->rounding == ROUND_CEIL)
-        places = ceil(choices / experts * gate->capacity);
-    else if (gate->rounding == ROUND_FLOOR)
-        places = floor(choices * gate->capacity / experts);
-    else
-        places = nearbyint(choices * gate->capacity / experts);
-    return places < (double)tokens ? (int64_t)places : tokens;
-}
-
-int gate_slots(const struct gate *gate, int experts) {
-    return gate->assign == ASSIGN_EXPERT ? experts : gate->topk;
-}
-
-bool gate_leaves_slots(const struct gate *gate) {
-    return gate->capacity > 0 || gate->cut != CUT_NONE;
-}
-
-bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err) {
-    const char *found = gate->noise > 0              ? "noise"
-                        : gate_hashes(gate)          ? fn_names[gate->fn]
-                        : gate->cut == CUT_TOPP      ? "topp"
-                        : gate->cut == CUT_THRESHOLD ? "threshold"
-                                                     : NULL;
-    if (gate_needs_batch(gate))
-        return err_set(err, ERR_UNSUPPORTED,
-                       "gate: found %s%s, expected a gate that routes token by token (this one "
-                       "decides over a whole balance batch: a replay can run it)",
-                       gate->assign == ASSIGN_TOKEN ? "a capacity" : "assign=",
-                       gate->assign == ASSIGN_TOKEN ? "" : assign_names[gate->assign]);
-    if (found)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "gate: found %s, which acts in a replay only: expected a gate that follows "
-                       "from the logits of one token, with topk experts for each",
-                       found);
-    return gate_check(gate, experts, have_bias, err);
-}
-
-bool gate_hashes(const struct gate *gate) {
-    return gate->fn == GATE_HASH || gate->fn == GATE_BALANCED_HASH;
-}
-
-bool gate_blurs(const struct gate *gate) { return gate->noise > 0 || gate->dtype != DTYPE_F32; }

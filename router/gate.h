@@ -65,6 +65,12 @@
     X(CUT_TOPP, "topp", "the fewest best whose share of the sum of all scores reaches P")          \
     X(CUT_THRESHOLD, "threshold", "those whose choice score is above X; perhaps none")
 
+/* Which second choices of a top-2 gate are kept. */
+#define GATE_SECONDS(X)                                                                            \
+    X(SECOND_ALL, "all", "every one")                                                              \
+    X(SECOND_RANDOM, "random",                                                                     \
+      "with probability min(1, 2 w_2 / (w_1 + w_2)), drawn by token from the seed (GShard)")
+
 #define X(e, text, help) e,
 enum gate_score { GATE_SCORES(X) };
 enum gate_group_rule { GATE_GROUP_RULES(X) };
@@ -73,6 +79,7 @@ enum gate_order { GATE_ORDERS(X) };
 enum gate_norm { GATE_NORMS(X) };
 enum gate_dtype { GATE_DTYPES(X) };
 enum gate_cut { GATE_CUTS(X) };
+enum gate_second { GATE_SECONDS(X) };
 #undef X
 
 /* Which function routes: the table of all of the above, or a named special one. `fn=llama4` is read
@@ -85,7 +92,9 @@ enum gate_cut { GATE_CUTS(X) };
     X(GATE_HASH, "hash", "k experts drawn by token id and SEED; the logits weigh them")            \
     X(GATE_BALANCED_HASH, "balanced-hash",                                                         \
       "k experts by token id, frequent ids first, each to the least loaded; the logits weigh "     \
-      "them")
+      "them")                                                                                      \
+    X(GATE_HASH_TABLE, "hash-table",                                                               \
+      "k experts by token id from the layer's own table (tid2eid); the logits weigh them")
 
 /* Who chooses whom. All but `token` look at a whole balance batch. */
 #define GATE_ASSIGNS(X)                                                                            \
@@ -139,12 +148,17 @@ struct gate {
     float noise;       /* standard deviation of Gaussian noise on the logits; 0 = none */
     enum gate_cut cut;
     float cut_arg; /* P of topp, X of threshold */
+    enum gate_second second;
+    bool seeded;  /* noise and the second choice are drawn from `seed`; else from the run's own */
+    int32_t seed; /* >= 0 */
 
     /* what needs a whole balance batch */
     enum gate_assign assign;
     float tolerance; /* of sinkhorn: mean change of the column factors */
     int iterations;  /* of sinkhorn, at most */
     double capacity; /* an expert takes at most capacity * kT/E tokens; 0: all that come */
+    int devices;     /* D: the experts of one of D contiguous equal blocks share its places, at most
+                        capacity * kT/D choices; 0: each expert has its own */
     enum gate_drop drop;
     enum gate_turn turn;
     enum gate_rounding rounding;
@@ -159,6 +173,8 @@ enum { GATE_TEXT_BYTES = 256, GATE_MAX_TOPK = 256, GATE_MAX_EXPERTS = 65536 };
 /* Reads one specification. `native` is what the capture used (NULL: the word is refused). The
  * result is checked in itself (not against a number of experts: gate_check). */
 bool gate_parse(const char *text, const struct gate *native, struct gate *gate, struct err *err);
+/* Is it possible in itself? gate_parse asks this last. */
+bool gate_check_alone(const struct gate *gate, struct err *err);
 
 /* Writes the canonical line, always NUL-terminated. */
 void gate_print(const struct gate *gate, char text[static GATE_TEXT_BYTES]);
@@ -174,18 +190,24 @@ bool gate_check(const struct gate *gate, int experts, bool have_bias, struct err
 bool gate_needs_batch(const struct gate *gate);
 /* Is no token's choice moved by a later token? False for what looks ahead in the batch. */
 bool gate_is_causal(const struct gate *gate);
-/* Tokens of a batch that an expert takes at most, C; T when there is no capacity. */
+/* Tokens of a batch that an expert takes at most, C; T when there is no capacity. With devices: the
+ * choices that a device takes. */
 int64_t gate_capacity(const struct gate *gate, int experts, int64_t tokens);
 
-/* The same for a gate that routes live or is a trace's own: it must follow from the logits of one
- * token, with k experts for each. Refuses besides: noise, hash layers, topp and threshold, and
- * gates that need a whole balance batch. */
+/* The same as gate_check for a gate that routes live: what it chooses must follow from one token
+ * (its logits, its id, its number) and be the same when asked again. Refuses besides: gates that
+ * need a whole balance batch, fn=balanced-hash, and draws without a seed. */
+bool gate_check_live(const struct gate *gate, int experts, bool have_bias, struct err *err);
+/* The same for the gate of a foreign trace: it must follow from the logits of one token, with k
+ * experts for each. Refuses besides: noise, second=random, hash layers, topp and threshold. */
 bool gate_check_native(const struct gate *gate, int experts, bool have_bias, struct err *err);
 
 /* Does it choose by token ids? */
 bool gate_hashes(const struct gate *gate);
 /* Does it see other logits or scores than the recorded ones in f32 (noise, dtype)? */
 bool gate_blurs(const struct gate *gate);
+/* Does a choice hang on which token it is: must route_rows say? */
+bool gate_needs_rows(const struct gate *gate);
 /* Can a score be negative? */
 bool gate_score_negative(enum gate_score score);
 

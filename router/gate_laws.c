@@ -26,6 +26,8 @@ struct choice_form {
     float noise;
     enum gate_cut cut;
     float cut_arg;
+    bool seeded;
+    int32_t seed;
 };
 
 int gate_summed_experts(const struct gate *gate) {
@@ -61,7 +63,9 @@ static struct choice_form choice_form(const struct gate *gate) {
                                .dtype_logits = gate->dtype_logits,
                                .noise = gate->noise,
                                .cut = gate->cut,
-                               .cut_arg = gate->cut_arg};
+                               .cut_arg = gate->cut_arg,
+                               .seeded = gate->seeded,
+                               .seed = gate->seed};
     if (gate_hashes(gate)) return hash_form(gate);
     if (gate->order == ORDER_TOPK_SCORE) {
         form.score = SCORE_IDENTITY;
@@ -100,11 +104,14 @@ static bool same_batch_choice(const struct gate *a, const struct gate *b) {
 }
 
 bool gate_same_choice(const struct gate *a, const struct gate *b) {
+    bool by_share = a->second != SECOND_ALL || b->second != SECOND_ALL; /* of the weights */
+    if (by_share && !gate_equal(a, b)) return false;
     if (!same_batch_choice(a, b)) return false;
     if (a->assign != ASSIGN_TOKEN) return true;
     struct choice_form x = choice_form(a), y = choice_form(b);
     return x.fn == y.fn && x.fn_arg == y.fn_arg && x.score == y.score && x.bias == y.bias &&
            x.groups == y.groups && x.kept == y.kept && x.best == y.best && x.fill == y.fill &&
            x.topk == y.topk && x.dtype == y.dtype && x.dtype_logits == y.dtype_logits &&
-           x.noise == y.noise && x.cut == y.cut && x.cut_arg == y.cut_arg;
+           x.noise == y.noise && x.cut == y.cut && x.cut_arg == y.cut_arg && x.seeded == y.seeded &&
+           x.seed == y.seed;
 }

@@ -31,9 +31,9 @@ size_t route_scratch_bytes(int experts);
 
 /* Routes T tokens. logits[T,E]; bias[E] is read only when gate->bias (f32: rounded from f64 by the
  * caller). scratch: route_scratch_bytes(E), 64-byte aligned, not shared between threads. The gate
- * must have passed gate_check and need no rows (noise, hash). Returns -1 when all is well, else the
- * index t*E+e of the first logit that is NaN or infinite (then the outputs are undefined). Borrows
- * everything. */
+ * must have passed gate_check and need no rows (gate_needs_rows). Returns -1 when all is well, else
+ * the index t*E+e of the first logit that is NaN or infinite (then the outputs are undefined).
+ * Borrows everything. */
 int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const float *logits,
                      const float *bias, struct routes *out, void *scratch);
 
@@ -41,8 +41,15 @@ int64_t route_tokens(const struct gate *gate, int experts, int64_t tokens, const
 struct route_rows {
     uint64_t seed;
     int layer;            /* the model's own number */
-    const int64_t *token; /* [T] number within the trace */
+    int64_t first;        /* number of the first token within the trace, the others following: */
+    const int64_t *token; /* unless [T] numbers are here; else NULL */
     const int32_t *id;    /* [T] vocabulary id; only for hash layers */
+};
+
+/* A hash layer's own table (tid2eid of DeepSeek-V4). Borrowed. */
+struct route_table {
+    int32_t ids;           /* vocabulary ids 0..ids-1 have a row */
+    const int32_t *expert; /* [ids,k] distinct experts in each row; NULL: there is no table */
 };
 
 /* What a gate with noise or a dtype routes on: logit[T,E] <- logits + noise, rounded; score[T,E] <-
@@ -52,10 +59,16 @@ struct route_rows {
 void route_blurred(const struct gate *gate, const struct route_rows *rows, int experts,
                    int64_t tokens, const float *logits, float *logit, float *score);
 
-/* expert[T,k] <- the experts of a hash layer, by token id. table[ids,k]: of balanced-hash (NULL for
- * hash). Weigh them with route_weights. */
+/* expert[T,k] <- the experts of a hash layer, by token id. table[ids,k]: of balanced-hash and
+ * hash-table, all ids within it; NULL for hash. Weigh them with route_weights. */
 void route_hashed(const struct gate *gate, const struct route_rows *rows, int experts,
                   int64_t tokens, const int32_t *table, int32_t *expert);
+
+/* Empties the second slot of tokens whose second choice is not drawn (second=random), after the
+ * weights and before any capacity; does nothing for other gates. expert[T,2], weight[T,2]. The draw
+ * for a token depends on seed, layer and token alone. */
+void route_thin(const struct gate *gate, const struct route_rows *rows, int64_t tokens,
+                int32_t *expert, float *weight);
 
 /* The scores alone: score[T,E] <- score function of logits[T,E], without bias and groups. Answers
  * as route_tokens; score and logits must not overlap. */

@@ -35,6 +35,8 @@ static size_t lay_out(struct route_stream *s, unsigned char *memory) {
 static struct route_stream stream_of(const struct route_stream_setup *setup) {
     return (struct route_stream){.gate = *setup->gate,
                                  .experts = setup->experts,
+                                 .layer = setup->layer,
+                                 .table = setup->table,
                                  .rule = moves(setup->rule) ? setup->rule : NULL,
                                  .rate = setup->rate,
                                  .batch_tokens = setup->batch_tokens,
@@ -62,52 +64,123 @@ int64_t route_stream_room(const struct route_stream *stream) {
 
 /* ---- routing */
 
-/* A factor instead of an addend: chosen by score times bias, weighed by the score alone. At most
- * ROUTE_BLOCK tokens; score and product: [ROUTE_BLOCK,E] each. */
-static void route_product(const struct route_stream *s, int64_t n, const float *logits,
-                          struct routes *out, float *score, void *scratch) {
+/* Gates that route_tokens does not know, a block of at most ROUTE_BLOCK tokens at a time. */
+struct rare {
+    const struct route_stream *stream;
+    struct route_rows rows;
+    int64_t n;
+    const float *logits;            /* [n,E] as recorded, then as the gate sees them */
+    float *logit, *score, *product; /* [ROUTE_BLOCK,E] each */
+    float *weight;                  /* [ROUTE_BLOCK,k] where nobody wants them */
+    struct routes out;
+    void *scratch; /* of route_scored */
+};
+
+static bool is_rare(const struct route_stream *s) {
+    return (s->rule && s->rule->multiplies) || gate_needs_rows(&s->gate);
+}
+
+static bool scores_first(const struct gate *gate) {
+    return gate->fn != GATE_SPARSEMIXER && gate->order == ORDER_SCORE_TOPK;
+}
+
+/* Logits and scores as the gate sees them. */
+static void see(struct rare *x) {
+    const struct route_stream *s = x->stream;
+    float *score = scores_first(&s->gate) ? x->score : NULL;
+    if (gate_blurs(&s->gate)) {
+        route_blurred(&s->gate, &x->rows, s->experts, x->n, x->logits, x->logit, score);
+        x->logits = x->logit;
+    } else if (score) {
+        route_scores(s->gate.score, s->experts, x->n, x->logits, score);
+    }
+    if (!score) x->score = NULL;
+}
+
+/* A factor instead of an addend: chosen by score times bias, weighed by the score alone. */
+static void choose_by_product(struct rare *x) {
+    const struct route_stream *s = x->stream;
     struct gate gate = s->gate;
-    struct routes choice = *out;
-    float *product = score + (size_t)ROUTE_BLOCK * (size_t)s->experts;
+    struct routes choice = x->out;
     gate.bias = false;
     choice.weight = NULL;
-    if (gate.dtype == DTYPE_F32)
-        route_scores(gate.score, s->experts, n, logits, score);
-    else
-        route_blurred(&gate, NULL, s->experts, n, logits, score, score);
-    for (int64_t t = 0; t < n; t++)
+    for (int64_t t = 0; t < x->n; t++)
         for (int e = 0; e < s->experts; e++)
-            product[t * s->experts + e] = score[t * s->experts + e] * s->rounded[e];
-    route_scored(&gate, s->experts, n, logits, product, NULL, &choice, scratch);
-    if (out->weight) route_weights(&gate, s->experts, n, logits, score, out->expert, out->weight);
+            x->product[t * s->experts + e] = x->score[t * s->experts + e] * s->rounded[e];
+    route_scored(&gate, s->experts, x->n, x->logits, x->product, NULL, &choice, x->scratch);
+    route_weights(&s->gate, s->experts, x->n, x->logits, x->score, x->out.expert, x->out.weight);
+}
+
+/* By token id; the scores only weigh. */
+static void choose_by_id(struct rare *x) {
+    const struct route_stream *s = x->stream;
+    route_hashed(&s->gate, &x->rows, s->experts, x->n, s->table.expert, x->out.expert);
+    route_weights(&s->gate, s->experts, x->n, x->logits, x->score, x->out.expert, x->out.weight);
+    if (x->out.tie) memset(x->out.tie, 0, (size_t)x->n);
+    if (x->out.escape) memset(x->out.escape, 0, (size_t)x->n);
+}
+
+static void route_rare(struct rare *x) {
+    const struct route_stream *s = x->stream;
+    if (!x->out.weight) x->out.weight = x->weight;
+    see(x);
+    if (gate_hashes(&s->gate))
+        choose_by_id(x);
+    else if (s->rule && s->rule->multiplies)
+        choose_by_product(x);
+    else
+        route_scored(&s->gate, s->experts, x->n, x->logits, x->score, s->rounded, &x->out,
+                     x->scratch);
+    route_thin(&s->gate, &x->rows, x->n, x->out.expert, x->out.weight);
 }
 
 static size_t plain_scratch_bytes(const struct route_stream *stream) {
     return (route_scratch_bytes(stream->experts) + 63) & ~(size_t)63;
 }
 
-size_t route_stream_scratch_bytes(const struct route_stream *stream) {
-    size_t products = 2 * (size_t)ROUTE_BLOCK * (size_t)stream->experts * sizeof(float);
-    bool multiplies = stream->rule && stream->rule->multiplies;
-    return plain_scratch_bytes(stream) + (multiplies ? (products + 63) & ~(size_t)63 : 0);
+static size_t rare_floats(const struct route_stream *stream) {
+    return (size_t)ROUTE_BLOCK * (3 * (size_t)stream->experts + (size_t)stream->gate.topk);
 }
 
-int64_t route_stream_route(const struct route_stream *stream, int64_t n, const float *logits,
+size_t route_stream_scratch_bytes(const struct route_stream *stream) {
+    size_t rare = is_rare(stream) ? rare_floats(stream) * sizeof(float) : 0;
+    return plain_scratch_bytes(stream) + ((rare + 63) & ~(size_t)63);
+}
+
+/* The piece's tokens from `t` on, at most a block of them. */
+static struct rare rare_at(const struct route_stream *s, const struct route_piece *piece, int64_t t,
+                           const struct routes *out, void *scratch) {
+    float *memory = (float *)((unsigned char *)scratch + plain_scratch_bytes(s));
+    size_t block = (size_t)ROUTE_BLOCK * (size_t)s->experts;
+    int64_t slot = t * s->gate.topk, left = piece->n - t;
+    return (struct rare){.stream = s,
+                         .rows = {.layer = s->layer,
+                                  .first = piece->first + t,
+                                  .id = piece->id ? piece->id + t : NULL},
+                         .n = left < ROUTE_BLOCK ? left : ROUTE_BLOCK,
+                         .logits = piece->logits + t * s->experts,
+                         .logit = memory,
+                         .score = memory + block,
+                         .product = memory + 2 * block,
+                         .weight = memory + 3 * block,
+                         .out = {.expert = out->expert + slot,
+                                 .weight = out->weight ? out->weight + slot : NULL,
+                                 .tie = out->tie ? out->tie + t : NULL,
+                                 .escape = out->escape ? out->escape + t : NULL},
+                         .scratch = scratch};
+}
+
+int64_t route_stream_route(const struct route_stream *stream, const struct route_piece *piece,
                            struct routes *out, void *scratch) {
     const struct route_stream *s = stream;
-    float *score = (float *)((unsigned char *)scratch + plain_scratch_bytes(s));
-    if (!s->rule || !s->rule->multiplies)
-        return route_tokens(&s->gate, s->experts, n, logits, s->rounded, out, scratch);
-    int64_t bad = route_first_not_finite(logits, n * s->experts);
+    if (!is_rare(s))
+        return route_tokens(&s->gate, s->experts, piece->n, piece->logits, s->rounded, out,
+                            scratch);
+    int64_t bad = route_first_not_finite(piece->logits, piece->n * s->experts);
     if (bad >= 0) return bad;
-    for (int64_t t = 0; t < n; t += ROUTE_BLOCK) {
-        int64_t slot = t * s->gate.topk;
-        struct routes block = {.expert = out->expert + slot,
-                               .weight = out->weight ? out->weight + slot : NULL,
-                               .tie = out->tie ? out->tie + t : NULL,
-                               .escape = out->escape ? out->escape + t : NULL};
-        route_product(s, n - t < ROUTE_BLOCK ? n - t : ROUTE_BLOCK, logits + t * s->experts, &block,
-                      score, scratch);
+    for (int64_t t = 0; t < piece->n; t += ROUTE_BLOCK) {
+        struct rare block = rare_at(s, piece, t, out, scratch);
+        route_rare(&block);
     }
     return -1;
 }
@@ -115,15 +188,16 @@ int64_t route_stream_route(const struct route_stream *stream, int64_t n, const f
 /* ---- the bias */
 
 /* What the bias is added to: scores, or logits where those are chosen by. */
-static void keep_scores(struct route_stream *s, int64_t n, const float *logits) {
+static void keep_scores(struct route_stream *s, const struct route_piece *piece) {
     float *to = s->seen + s->filled * s->experts;
-    bool late = s->gate.order == ORDER_TOPK_SCORE;
-    if (s->gate.dtype != DTYPE_F32)
-        route_blurred(&s->gate, NULL, s->experts, n, logits, to, late ? NULL : to);
-    else if (s->gate.fn == GATE_TABLE && s->gate.order == ORDER_SCORE_TOPK)
-        route_scores(s->gate.score, s->experts, n, logits, to);
+    const struct route_rows rows = {.layer = s->layer, .first = piece->first};
+    bool first = scores_first(&s->gate);
+    if (gate_blurs(&s->gate))
+        route_blurred(&s->gate, &rows, s->experts, piece->n, piece->logits, to, first ? to : NULL);
+    else if (first)
+        route_scores(s->gate.score, s->experts, piece->n, piece->logits, to);
     else
-        memcpy(to, logits, (size_t)(n * s->experts) * sizeof *to);
+        memcpy(to, piece->logits, (size_t)(piece->n * s->experts) * sizeof *to);
 }
 
 static void update(struct route_stream *s) {
@@ -141,12 +215,13 @@ static void update(struct route_stream *s) {
     s->filled = 0;
 }
 
-void route_stream_feed(struct route_stream *stream, int64_t n, const float *logits,
+void route_stream_feed(struct route_stream *stream, const struct route_piece *piece,
                        const int32_t *expert) {
     struct route_stream *s = stream;
     if (!s->rule) return;
-    if (s->seen) keep_scores(s, n, logits);
-    for (int64_t i = 0; i < n * s->gate.topk; i++) s->counts[expert[i]]++;
-    s->filled += n;
+    if (s->seen) keep_scores(s, piece);
+    for (int64_t i = 0; i < piece->n * s->gate.topk; i++)
+        if (expert[i] != ROUTE_NONE) s->counts[expert[i]]++;
+    s->filled += piece->n;
     if (s->filled == s->batch_tokens) update(s);
 }

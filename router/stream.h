@@ -2,8 +2,9 @@
  *
  * Layer 2, pure: the caller owns all memory. The engine routes through it live, and whoever reads a
  * closed-loop capture back routes through it again: the same choices bit for bit (law 1). A stream
- * whose rule never updates is route_tokens with a constant bias. Letters: n tokens of a piece, E
- * experts, k chosen, N tokens of a balance batch. */
+ * whose rule never updates is route_tokens with a constant bias. Gates that hang on which token it
+ * is (gate_needs_rows) are told by the rows of each piece. Letters: n tokens of a piece, E experts,
+ * k chosen, N tokens of a balance batch. */
 #ifndef ROUTER_STREAM_H
 #define ROUTER_STREAM_H
 
@@ -13,6 +14,8 @@
 struct route_stream {
     struct gate gate;
     int experts;
+    int layer;                    /* the model's own number; for draws */
+    struct route_table table;     /* of fn=hash-table */
     const struct bias_rule *rule; /* NULL: the bias stays */
     double rate;
     int64_t batch_tokens; /* N */
@@ -31,6 +34,8 @@ struct route_stream {
 struct route_stream_setup {
     const struct gate *gate;
     int experts;
+    int layer;                /* the model's own number */
+    struct route_table table; /* where the gate is fn=hash-table; borrowed */
     const float *bias;
     const struct bias_rule *rule;
     double rate;
@@ -46,15 +51,23 @@ void route_stream_init(struct route_stream *stream, const struct route_stream_se
 /* Tokens until the bias may move; >= 1. */
 int64_t route_stream_room(const struct route_stream *stream);
 
+/* A piece of tokens, whose ids (of fn=hash-table) all have a row in the table. */
+struct route_piece {
+    int64_t n;
+    int64_t first;       /* number of the first within the trace; only for draws */
+    const int32_t *id;   /* [n] vocabulary ids, >= 0; only for hash layers */
+    const float *logits; /* [n,E] */
+};
+
 /* Routes n <= room tokens; does not change the stream, so pieces may run on many threads. scratch:
  * route_stream_scratch_bytes, 64-byte aligned. Answers as route_tokens. */
-int64_t route_stream_route(const struct route_stream *stream, int64_t n, const float *logits,
+int64_t route_stream_route(const struct route_stream *stream, const struct route_piece *piece,
                            struct routes *out, void *scratch);
 size_t route_stream_scratch_bytes(const struct route_stream *stream);
 
 /* Counts the n <= room tokens that were routed last, in order; moves the bias when the batch is
- * full. logits[n,E], expert[n,k]. */
-void route_stream_feed(struct route_stream *stream, int64_t n, const float *logits,
+ * full. expert[n,k]. */
+void route_stream_feed(struct route_stream *stream, const struct route_piece *piece,
                        const int32_t *expert);
 
 #endif

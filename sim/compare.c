@@ -194,6 +194,8 @@ static bool open_ways(struct layer_compare *c, const struct both *both, int r, s
     const struct trace_layer *other = trace_layer(both->closed, r);
     const struct route_stream_setup setup = {.gate = &other->gate,
                                              .experts = other->experts,
+                                             .layer = other->layer,
+                                             .table = other->table,
                                              .bias = other->bias,
                                              .rule = other->bias ? both->loop.rule : NULL,
                                              .rate = both->loop.rate,
@@ -224,9 +226,12 @@ static void close_ways(struct layer_compare *c) {
 /* Experts of a[ka] that are in b[kb] too. */
 static int common(const int32_t *a, int ka, const int32_t *b, int kb, uint64_t *mask) {
     int both = 0;
-    for (int i = 0; i < kb; i++) mask[b[i] >> 6] |= UINT64_C(1) << (b[i] & 63);
-    for (int i = 0; i < ka; i++) both += (int)(mask[a[i] >> 6] >> (a[i] & 63) & 1);
-    for (int i = 0; i < kb; i++) mask[b[i] >> 6] = 0;
+    for (int i = 0; i < kb; i++)
+        if (b[i] != ROUTE_NONE) mask[b[i] >> 6] |= UINT64_C(1) << (b[i] & 63);
+    for (int i = 0; i < ka; i++)
+        if (a[i] != ROUTE_NONE) both += (int)(mask[a[i] >> 6] >> (a[i] & 63) & 1);
+    for (int i = 0; i < kb; i++)
+        if (b[i] != ROUTE_NONE) mask[b[i] >> 6] = 0;
     return both;
 }
 
@@ -234,7 +239,8 @@ static void add_token(struct layer_compare *c) {
     const int32_t *chosen[COMPARE_WAYS];
     for (int w = 0; w < COMPARE_WAYS; w++) {
         chosen[w] = c->way[w].chunk.expert + c->at[w]++ * c->k[w];
-        for (int i = 0; i < c->k[w]; i++) c->count[w][chosen[w][i]]++;
+        for (int i = 0; i < c->k[w]; i++)
+            if (chosen[w][i] != ROUTE_NONE) c->count[w][chosen[w][i]]++;
     }
     for (int p = 0; p < COMPARE_PAIRS; p++) {
         enum compare_way a = pairs[p][0], b = pairs[p][1];

@@ -9,7 +9,6 @@
 #include <assert.h>
 #include <string.h>
 
-#include "router/gate.h"
 #include "sim/routed.h"
 
 static int node_count(const struct exchange *x, int ranks) {
@@ -58,11 +57,11 @@ static void clear(struct exchange *x, uint64_t seed) {
     for (int n = 0; n < node_count(x, shape->ranks); n++) x->nodes[n].stamp = -1;
     if (x->matrix) memset(x->matrix, 0, ranks * ranks * sizeof *x->matrix);
     rng_init(&x->replica.rng, seed);
-    x->dropped = 0;
+    x->dropped = x->empty = 0;
 }
 
 /* So that neither half of a tally's counts runs over, whatever k is. */
-enum { MOST_AT_ONCE = 1 << 16, GATHERED = 16 * GATE_MAX_TOPK };
+enum { MOST_AT_ONCE = 1 << 16, GATHERED = ROUTED_MOST_SLOTS };
 
 /* A copy of token i to a rank or node. */
 static inline void count_copy(struct exchange_tally *to, int32_t i) {
@@ -87,6 +86,7 @@ static void send_rows(struct exchange *x, int64_t first, int64_t n, const uint16
             int e = *expert++;
             if (e == ROUTED_NONE || (capacity > 0 && x->expert_tokens[e]++ >= capacity)) {
                 x->dropped++;
+                x->empty += e == ROUTED_NONE;
                 continue;
             }
             int slot = only_slot[e];
@@ -109,7 +109,7 @@ static void send_tokens(struct exchange *x, const int64_t *token, int64_t from, 
                         const uint16_t *expert, int k, int source) {
     uint16_t rows[GATHERED];
     int64_t block = GATHERED / k;
-    assert(k <= GATE_MAX_TOPK);
+    assert(k <= GATHERED);
     for (int64_t at = from, n; at < to; at += n) {
         n = to - at < block ? to - at : block;
         for (int64_t i = 0; i < n; i++)

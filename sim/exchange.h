@@ -34,6 +34,7 @@ struct exchange {
     struct exchange_tally *nodes; /* [nodes] the same */
     int64_t *matrix;              /* [R,R] copies to distinct ranks, or NULL: not wanted */
     int64_t dropped;              /* result: empty slots, and beyond the capacity */
+    int64_t empty;                /* result: of these, the empty slots */
 };
 
 /* Buffers for a placement's shape from the arena; call exchange_place before the first batch. */
@@ -41,7 +42,8 @@ bool exchange_init(struct exchange *x, const struct placement_shape *shape, stru
                    struct err *err);
 /* Uses a placement of that shape from now on. Borrows it. */
 void exchange_place(struct exchange *x, const struct placement *placement);
-/* Sends token[G] with their expert[T,k] rows. seed: of the random choice. */
+/* Sends token[G] with their expert[T,k] rows, k <= ROUTED_MOST_SLOTS. seed: of the random choice.
+ */
 void exchange_batch(struct exchange *x, const int64_t *token, int64_t group, const uint16_t *expert,
                     int k, uint64_t seed);
 

@@ -128,7 +128,8 @@ static struct unit *static_unit(struct stream *s, const struct gate *gate, enum 
                                 struct err *err) {
     static const struct bias_rule fixed = {.name = "static"};
     const struct variant any = {.rate = NAN, .batch_tokens = INT64_MAX, .ranks = 1};
-    const struct variant_layer at = {.gate = *gate, .rule = &fixed, .start = start};
+    const struct variant_layer at = {
+        .gate = *gate, .rule = &fixed, .start = start, .table = s->layer->table};
     for (int u = 0; u < s->run->units; u++) {
         const struct unit *unit = s->run->unit[u];
         if (!unit->rule && !unit->leader && gate_equal(&unit->gate, gate) &&
@@ -144,7 +145,8 @@ static bool add_tops(struct stream *s, struct err *err) {
     for (int u = 0; u < units; u++) {
         struct unit *unit = s->run->unit[u];
         const struct gate *gate = &unit->gate;
-        bool highest = !gate->bias && gate->groups == 0 && gate->cut == CUT_NONE;
+        bool highest =
+            !gate->bias && gate->groups == 0 && gate->cut == CUT_NONE && gate->second == SECOND_ALL;
         bool plain = highest && !gate_blurs(gate) && !gate_hashes(gate) && !gate_needs_batch(gate);
         if (unit->hidden || plain) continue;
         struct gate top = {.score = gate->score, .topk = gate->topk, .scale = 1};
@@ -176,7 +178,8 @@ static bool plan(struct stream *s, int layer, int share, struct err *err) {
 /* Which tokens a chunk holds, where some unit draws by token. */
 static bool make_rows(struct stream *s, size_t n) {
     bool needed = false;
-    for (int u = 0; u < s->run->units; u++) needed = needed || unit_needs_rows(s->run->unit[u]);
+    for (int u = 0; u < s->run->units; u++)
+        needed = needed || gate_needs_rows(&s->run->unit[u]->gate);
     if (!needed) return true;
     s->rows = (struct route_rows){.seed = s->job->variants->seed, .layer = s->layer->layer};
     s->rows.token = s->token = arena_alloc(&s->run->arena, n, sizeof *s->token);
@@ -303,7 +306,7 @@ static void hold(struct stream *s, const float *logits, int64_t n) {
         compared = compared || (unit != native && !unit->hidden);
         if (unit->holds) unit_hold(unit, scores_for(s, unit, logits), n);
     }
-    if (compared) sums_flags(&sums, s->native_flag);
+    if (compared && !native->sparse) sums_flags(&sums, s->native_flag);
 }
 
 static bool run_chunk(struct stream *s, int64_t position, const float *logits, int64_t n,
@@ -432,7 +435,8 @@ static bool measure(const struct unit *unit, const struct batches *b, struct res
     balance_blocks(unit->count, experts, b->ranks, b->load);
     m->rank_maxvio = balance_maxvio(b->load, b->ranks);
     m->efficiency = batches_mean(b, b->efficiency);
-    bool drops = unit->gate.capacity > 0 && unit->gate.assign != ASSIGN_EXPERT;
+    bool drops = (unit->gate.capacity > 0 && unit->gate.assign != ASSIGN_EXPERT) ||
+                 unit->gate.second != SECOND_ALL;
     m->dropped = drops ? 1 - (double)unit->kept / (tokens * unit->gate.topk) : 0.0;
     m->unrouted = (double)unit->unrouted / tokens;
     m->experts_mean = (double)unit->kept / tokens;
@@ -569,7 +573,7 @@ bool layer_run(struct layer_run *run, const struct replay_job *job, int layer, i
     s.chunk_tokens = s.whole ? batch : job->chunk_tokens;
     arena_init(&run->arena, "replay");
     if (!job->source->ids &&
-        !gate_check_native(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
+        !gate_check_live(&s.layer->native, s.layer->experts, s.layer->bias != NULL, err))
         return err_context(err, "%s: layer %d: native gate", job->source->name, s.layer->layer);
     if (!plan(&s, layer, share, err) || !make_stream_buffers(&s, err)) return false;
     s.reader = job->source->open(job->source, layer, err);

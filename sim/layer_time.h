@@ -52,7 +52,7 @@ struct layer_shape {
     double hidden, inter; /* h; f after tensor parallelism */
     int matrices;         /* m: 3 gated, 2 not */
     double weight_bytes;  /* w */
-    int topk;             /* k */
+    double topk;          /* k, or the mean where tokens differ */
     double local_experts; /* E_loc (slots, when experts are replicated) */
 };
 

@@ -17,24 +17,18 @@ static bool native_only(const struct variant_lists *l) {
     return gates && l->scores.count == 0 && l->groups.count == 0 && l->bias_rules.count == 0;
 }
 
-/* A row of choices has at most k experts here. */
-static bool check_full(const struct variant_set *set, struct err *err) {
-    for (int i = 0; i < set->count; i++) {
-        for (int l = 0; l < set->layers; l++) {
-            const struct gate *gate = &variant_at(set, i, l)->gate;
-            if (gate->cut != CUT_NONE)
+static bool check_width(const struct routed *routed, struct err *err) {
+    for (int i = 0; i < routed->set.count; i++)
+        for (int l = 0; l < routed->set.layers; l++) {
+            int slots =
+                gate_slots(&variant_at(&routed->set, i, l)->gate, routed->source.layer[l].experts);
+            if (slots > ROUTED_MOST_SLOTS)
                 return err_set(err, ERR_UNSUPPORTED,
-                               "variant %d: found topp or threshold, expected a gate that gives "
-                               "every token k experts (replay measures the others)",
-                               set->variant[i].number);
-            if (gate->assign == ASSIGN_EXPERT)
-                return err_set(err, ERR_UNSUPPORTED,
-                               "variant %d: found expert choice, expected at most k experts a "
-                               "token (its loads are equal by construction: compare with the "
-                               "balanced law)",
-                               set->variant[i].number);
+                               "variant %d: layer %d: found expert choice among %d experts, "
+                               "expected at most %d (a token may have all of them)",
+                               routed->set.variant[i].number, routed->source.layer[l].layer, slots,
+                               ROUTED_MOST_SLOTS);
         }
-    }
     return true;
 }
 
@@ -54,7 +48,7 @@ bool routed_open(struct routed *routed, const struct trace *trace,
     }
     if (!source_open_trace(&routed->source, trace, NULL, err) ||
         !variant_set_build(&routed->set, lists, &routed->source, err) ||
-        !check_full(&routed->set, err) ||
+        !check_width(routed, err) ||
         !token_ids_read(&routed->ids, &routed->set, &routed->source, err)) {
         routed_free(routed);
         return false;
@@ -87,6 +81,18 @@ double routed_bias_rate(const struct routed *routed, int variant) {
 int routed_topk(const struct routed *routed, int variant, int layer) {
     return routed->scores ? variant_at(&routed->set, variant, layer)->gate.topk
                           : trace_layer(routed->trace, layer)->topk;
+}
+
+int routed_slots(const struct routed *routed, int variant, int layer) {
+    if (!routed->scores) return trace_layer(routed->trace, layer)->topk;
+    return gate_slots(&variant_at(&routed->set, variant, layer)->gate,
+                      trace_layer(routed->trace, layer)->experts);
+}
+
+bool routed_varies(const struct routed *routed, int variant, int layer) {
+    if (!routed->scores) return false;
+    const struct gate *gate = &variant_at(&routed->set, variant, layer)->gate;
+    return gate->assign == ASSIGN_EXPERT || (gate_leaves_slots(gate) && gate->capacity == 0);
 }
 
 static bool recorded(const struct routed *routed, int layer, uint16_t *expert, struct err *err) {

@@ -49,7 +49,8 @@ bool same_load(const struct choice_law *a, const struct choice_law *b) {
 /* The gate with what comes after the choice removed. */
 static struct gate choice_part(const struct gate *gate) {
     struct gate part = *gate;
-    if (gate_needs_batch(gate)) return part; /* weights may decide who is dropped */
+    /* weights may decide who is dropped */
+    if (gate_needs_batch(gate) || gate->second != SECOND_ALL) return part;
     part.norm = NORM_NONE;
     part.norm_arg = 0;
     part.scale = 1;

@@ -10,17 +10,19 @@
 
 #include "base/err.h"
 #include "router/gate.h"
+#include "router/route.h"
 
 struct trace;
 
 /* One router of the model. Borrowed by the replay. */
 struct source_layer {
-    int layer;          /* the model's own layer number */
-    int experts;        /* E */
-    struct gate native; /* what the capture used */
-    const float *bias;  /* [E] captured correction bias, or NULL */
-    bool unweighted;    /* choices whose weights are not known */
-    bool unknown;       /* the source did not say how it routed: only native's topk is meant */
+    int layer;                /* the model's own layer number */
+    int experts;              /* E */
+    struct gate native;       /* what the capture used */
+    const float *bias;        /* [E] captured correction bias, or NULL */
+    struct route_table table; /* of hash layers; expert NULL: none */
+    bool unweighted;          /* choices whose weights are not known */
+    bool unknown; /* the source did not say how it routed: only native's topk is meant */
 };
 
 struct source_reader; /* one worker's position in one layer; opaque, made by the source */

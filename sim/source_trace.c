@@ -148,6 +148,7 @@ static bool describe_layer(const struct trace *trace, const struct trace_layer *
                                 .experts = from->experts,
                                 .native = {.topk = from->topk, .scale = 1},
                                 .bias = from->bias,
+                                .table = from->table,
                                 .unweighted = ids && !from->has_weights,
                                 .unknown = !from->has_gate && !gate};
     if (from->has_gate || gate) to->native = from->has_gate ? from->gate : *gate;

@@ -32,7 +32,8 @@ struct running {
     struct throughput_run *run;
     struct serving *serving; /* [cells] */
     double *balanced_ms;     /* [cells] of the last (E,k) */
-    int balanced_experts, balanced_topk;
+    int balanced_experts;
+    double balanced_chosen;
     int *jobs;            /* cells of the variant */
     struct arena *arenas; /* [workers] */
     atomic_bool failed;
@@ -44,7 +45,7 @@ static void cell_job(void *context, int64_t job, int worker) {
     int index = r->jobs[job];
     const struct loaded *l = &r->loaded;
     if (isnan(r->balanced_ms[index]) || r->balanced_experts != l->experts ||
-        r->balanced_topk != l->topk)
+        r->balanced_chosen != l->chosen)
         r->balanced_ms[index] = cell_balanced_ms(&r->run->cells[index], l, &r->serving[index]);
     arena_reset(&r->arenas[worker]);
     if (!cell_run(&r->run->cells[index], l, &r->serving[index], r->balanced_ms[index],
@@ -63,7 +64,7 @@ static void count_tokens(const struct trace *trace, int64_t tokens, struct loade
         double *domain = l->domain ? l->domain + trace_domain_of(trace, d) * l->experts : NULL;
         int64_t end = doc->first_token + doc->tokens;
         if (end > tokens) end = tokens;
-        for (int64_t i = doc->first_token * l->topk; i < end * l->topk; i++) {
+        for (int64_t i = doc->first_token * l->slots; i < end * l->slots; i++) {
             if (l->expert[i] == ROUTED_NONE) continue;
             l->whole[l->expert[i]]++;
             if (domain) domain[l->expert[i]]++;
@@ -73,7 +74,7 @@ static void count_tokens(const struct trace *trace, int64_t tokens, struct loade
 
 static bool check_choices(const struct loaded *l, const char *path, int64_t tokens,
                           struct err *err) {
-    for (int64_t i = 0; i < tokens * l->topk; i++)
+    for (int64_t i = 0; i < tokens * l->slots; i++)
         if (l->expert[i] >= l->experts && l->expert[i] != ROUTED_NONE)
             return err_set(err, ERR_DATA, "%s: found expert %d of %d", path, l->expert[i],
                            l->experts);
@@ -188,11 +189,19 @@ static bool load_layer(struct running *r, const struct routed *routed, int varia
     l->layer = layer;
     l->experts = at->experts;
     l->topk = routed_topk(routed, variant, layer);
+    l->slots = routed_slots(routed, variant, layer);
+    l->varies = routed_varies(routed, variant, layer);
     l->gate = routed->scores ? &variant_at(&routed->set, variant, layer)->gate : NULL;
     l->groups = l->options->groups ? l->options->groups : at->has_gate ? at->gate.groups : 1;
     if (!routed_choices(routed, variant, layer, l->expert, err)) return false;
     if (!check_choices(l, trace_path(routed->trace), routed->tokens, err)) return false;
     count_tokens(routed->trace, routed->tokens, l);
+    l->chosen = l->topk;
+    if (!l->varies) return true;
+    double choices = 0;
+    for (int e = 0; e < l->experts; e++) choices += l->whole[e];
+    l->chosen = choices / (double)routed->tokens;
+    l->topk = l->chosen < 1 ? 1 : (int)lround(l->chosen);
     return true;
 }
 
@@ -214,7 +223,7 @@ static bool run_layer(struct running *r, struct pool *pool, const struct routed 
     }
     pool_run(pool, jobs, cell_job, r);
     r->balanced_experts = r->loaded.experts;
-    r->balanced_topk = r->loaded.topk;
+    r->balanced_chosen = r->loaded.chosen;
     for (int i = 0; i < r->run->count; i++)
         if (atomic_load(&r->failed) && r->errs[i].code != ERR_NONE) {
             *err = r->errs[i];
@@ -254,18 +263,18 @@ static bool needs_domains(const struct throughput_run *run) {
 
 static bool allocate(struct running *r, const struct routed *routed, int workers, struct err *err) {
     size_t count = (size_t)r->run->count, experts = 1;
-    int topk = 1;
+    int slots = 1;
     for (int l = 0; l < trace_layers(routed->trace); l++) {
         size_t e = (size_t)trace_layer(routed->trace, l)->experts;
         experts = e > experts ? e : experts;
         for (int v = 0; v < routed->variants; v++) {
-            int k = routed_topk(routed, v, l);
-            topk = k > topk ? k : topk;
+            int s = routed_slots(routed, v, l);
+            slots = s > slots ? s : slots;
         }
     }
     int64_t tokens = routed->tokens;
-    if (tokens > INT64_MAX / 4 / topk) return err_memory(err, "choices");
-    r->loaded.expert = malloc((size_t)tokens * (size_t)topk * sizeof *r->loaded.expert);
+    if (tokens > INT64_MAX / 4 / slots) return err_memory(err, "choices");
+    r->loaded.expert = malloc((size_t)tokens * (size_t)slots * sizeof *r->loaded.expert);
     r->loaded.whole = malloc(experts * sizeof *r->loaded.whole);
     if (needs_domains(r->run))
         r->loaded.domain =

@@ -15,7 +15,7 @@ struct placement_shape cell_shape(const struct throughput_point *point, const st
                                     l->groups};
 }
 
-static struct layer_shape layer_shape_of(const struct throughput_options *o, int topk,
+static struct layer_shape layer_shape_of(const struct throughput_options *o, double topk,
                                          double local_experts) {
     return (struct layer_shape){.hidden = o->shape->hidden,
                                 .inter = o->shape->expert_inter,
@@ -57,12 +57,14 @@ static bool make_choices(struct work *w, struct arena *arena, struct err *err) {
 }
 
 /* Tokens of a batch that an expert has room for: by --capacity, else by the gate's own; 0: no
- * capacity. */
+ * capacity, or one that the experts of a device share. */
 static int64_t places_of(const struct work *w) {
     const struct gate *gate = w->l->gate;
     if (w->serving->phase != PHASE_TRAIN) return 0;
     if (w->exchange.capacity > 0) return w->exchange.capacity;
-    return gate && gate->capacity > 0 ? gate_capacity(gate, w->l->experts, w->serving->group) : 0;
+    return gate && gate->capacity > 0 && !gate->devices
+               ? gate_capacity(gate, w->l->experts, w->serving->group)
+               : 0;
 }
 
 /* What each slot computes: its tokens, or all places of its expert, replicas sharing them
@@ -90,7 +92,7 @@ static bool work_init(struct work *w, struct arena *arena, struct err *err) {
     if (!w->token || !w->weight || !w->slowest || !w->sorted || (history && !w->history))
         return err_memory(err, "throughput");
     const struct throughput_options *o = w->l->options;
-    double share = (double)w->serving->group * w->l->topk / w->l->experts;
+    double share = (double)w->serving->group * w->l->chosen / w->l->experts;
     w->exchange.gpus_per_node = o->cluster->device.gpus_per_node;
     w->exchange.tokens_per_rank = w->serving->tokens_per_rank;
     w->exchange.replica.choice = o->choice;
@@ -167,7 +169,8 @@ static void measure(struct work *w, struct throughput_layer *row) {
     const struct throughput_options *o = w->l->options;
     const struct layer_constants *c = &o->cluster->constants.layer;
     int ranks = w->shape.ranks, places = w->shape.slots / ranks, straggler = 0;
-    struct layer_shape shape = layer_shape_of(o, w->l->topk, places);
+    double chosen = w->made ? w->l->topk : w->l->chosen;
+    struct layer_shape shape = layer_shape_of(o, chosen, places);
     double group = (double)w->serving->group, slowest = -1, active = 0, most = 0, busiest = 0;
     double sum = 0;
     const int32_t *tokens = computed(w);
@@ -192,7 +195,8 @@ static void measure(struct work *w, struct throughput_layer *row) {
     row->rank_max += most;
     row->rank_mean += sum / ranks;
     row->active_max += busiest;
-    row->dropped += (double)w->exchange.dropped / (group * w->l->topk);
+    int64_t dropped = w->exchange.dropped - (w->l->varies ? w->exchange.empty : 0);
+    row->dropped += (double)dropped / (group * chosen);
 }
 
 static void finish(const struct work *w, struct throughput_layer *row, double balanced_ms) {
@@ -228,7 +232,7 @@ static void keep(struct work *w) {
         double *profile = cell->profile + (int64_t)w->l->layer * cell->experts;
         memcpy(w->sorted, w->exchange.expert_tokens, experts * sizeof *w->sorted);
         qsort(w->sorted, experts, sizeof *w->sorted, more_first);
-        double total = batches * (double)(w->serving->group * w->l->topk);
+        double total = batches * (double)w->serving->group * (w->made ? w->l->topk : w->l->chosen);
         for (size_t e = 0; e < experts; e++) profile[e] += w->sorted[e] / total;
     }
     double *traffic = cell->traffic ? cell->traffic + (size_t)w->l->layer * ranks * ranks : NULL;
@@ -257,8 +261,8 @@ static bool run_batches(struct work *w, struct throughput_layer *row, struct err
     for (int64_t b = 0; b < w->serving->batches; b++) {
         if (!refresh(w, b, &row->move_ms, err)) return false;
         const uint16_t *expert = next_batch(w, b);
-        exchange_batch(&w->exchange, w->token, w->serving->group, expert, w->l->topk,
-                       w->l->options->seed + (uint64_t)b);
+        exchange_batch(&w->exchange, w->token, w->serving->group, expert,
+                       w->made ? w->l->topk : w->l->slots, w->l->options->seed + (uint64_t)b);
         if (w->history)
             memcpy(w->history + b * w->l->experts, w->exchange.expert_tokens,
                    (size_t)w->l->experts * sizeof *w->history);
@@ -289,12 +293,14 @@ double cell_balanced_ms(const struct throughput_cell *cell, const struct loaded 
                         const struct serving *serving) {
     struct load_law law = {.kind = LOAD_BALANCED};
     int held = l->experts % cell->point.ranks == 0 ? l->experts : l->experts + cell->point.replicas;
-    struct load_group group = {held, l->topk, cell->point.ranks, serving->group, 0};
+    /* as many choices as the trace's tokens make */
+    int64_t tokens = llround((double)serving->group * l->chosen / l->topk);
+    struct load_group group = {held, l->topk, cell->point.ranks, tokens > 0 ? tokens : 1, 0};
     struct rank_load load;
     struct err unused;
     if (!load_expect(&law, &group, 1, &load, &unused)) return NAN;
     struct layer_shape shape =
-        layer_shape_of(l->options, l->topk, (double)held / cell->point.ranks);
+        layer_shape_of(l->options, l->chosen, (double)held / cell->point.ranks);
     return layer_time_ms(&l->options->cluster->constants.layer, &shape, &load,
                          (double)serving->group);
 }

@@ -11,9 +11,13 @@
 struct loaded {
     const struct throughput_options *options;
     int layer; /* router index */
-    int experts, topk, groups;
+    int experts, groups;
+    int topk;  /* k; where tokens have different numbers of experts, the nearest to their mean */
+    int slots; /* width of a row of choices */
+    double chosen; /* experts of a token: k, or their mean where it varies */
+    bool varies;
     const struct gate *gate; /* of the variant; NULL: of a trace of ids */
-    uint16_t *expert;        /* [T,k] */
+    uint16_t *expert;        /* [T,slots] */
     double *whole;           /* [E] tokens */
     double *domain;          /* [domains,E] tokens, or NULL: no cell learns from one */
 };

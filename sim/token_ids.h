@@ -30,8 +30,10 @@ bool token_ids_read(struct token_ids *ids, const struct variant_set *set,
 void token_ids_free(struct token_ids *ids);
 
 /* The table of balanced-hash (Hash Layers, arXiv 2106.04426 sec. 3.2): ids by falling frequency in
- * the replayed text, each given to the k experts that have the fewest tokens so far (among equals
- * the lower index). [vocabulary,k] from the arena; NULL when there is no memory. */
-int32_t *token_ids_balance(const struct token_ids *ids, int experts, int topk, struct arena *arena);
+ * the text, each given to the k experts that have the fewest tokens so far (among equals the lower
+ * index); ids that do not occur have the k that are least loaded in the end. [rows,k], rows >=
+ * vocabulary, from the arena; NULL when there is no memory. */
+int32_t *token_ids_balance(const struct token_ids *ids, int32_t rows, int experts, int topk,
+                           struct arena *arena);
 
 #endif

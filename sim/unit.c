@@ -52,9 +52,12 @@ static bool make_view(struct unit *unit, const struct unit_setup *setup, struct 
     bool scores = blurs && unit_takes_scores(unit);
     if (blurs) unit->logit = arena_alloc(arena, n, experts * sizeof *unit->logit);
     if (scores) unit->score = arena_alloc(arena, n, experts * sizeof *unit->score);
+    const struct token_ids *ids = setup->ids_of_tokens;
     if (balances)
         unit->table =
-            token_ids_balance(setup->ids_of_tokens, setup->experts, unit->gate.topk, arena);
+            token_ids_balance(ids, ids->vocabulary, setup->experts, unit->gate.topk, arena);
+    else
+        unit->table = setup->at->table.expert;
     return (unit->logit || !blurs) && (unit->score || !scores) && (unit->table || !balances);
 }
 
@@ -156,7 +159,8 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
     int64_t at = from * unit->experts;
     struct routes out = {unit->expert + from * k, unit->weight + from * k, unit->tie + from,
                          unit->escape + from};
-    if (unit->hidden && !unit->batch) out.weight = NULL; /* nobody adds them up */
+    bool thins = unit->gate.second != SECOND_ALL;
+    if (unit->hidden && !unit->batch && !thins) out.weight = NULL; /* nobody adds them up */
     logits += at;
     if (scores) scores += at;
     if (gate_hashes(&unit->gate))
@@ -165,6 +169,10 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
         route_product(unit, logits, scores, n, &out, scratch);
     else if (unit->gate.assign == ASSIGN_TOKEN)
         route_scored(&unit->gate, unit->experts, n, logits, scores, unit->rounded, &out, scratch);
+    if (thins) {
+        struct route_rows rows = rows_from(unit, from);
+        route_thin(&unit->gate, &rows, n, out.expert, out.weight);
+    }
     if (unit->batch) route_batch(&unit->gate, unit->experts, n, logits, scores, &out, unit->batch);
     if (unit->seen)
         memcpy(unit->seen + unit->batches[0]->filled * unit->experts, scores ? scores : logits,
@@ -226,10 +234,6 @@ static void feed(struct batches *b, const int32_t *expert, int k, int64_t n) {
         if (batches_add(b, expert + from * k, k, take)) batches_close(b);
         from += take;
     }
-}
-
-bool unit_needs_rows(const struct unit *unit) {
-    return unit->gate.noise > 0 || gate_hashes(&unit->gate);
 }
 
 bool unit_takes_scores(const struct unit *unit) {
@@ -485,7 +489,7 @@ void unit_accumulate(struct unit *unit, const struct unit_context *c) {
     if (unit->document) add_documents(unit, c);
     if (unit->losses) add_losses(unit, c);
     if (unit->twin) common_all(unit, unit->twin, c, &unit->parted);
-    if (unit->sparse)
+    if (unit->sparse || c->native->sparse)
         accumulate_sparse(unit, c);
     else
         accumulate_full(unit, c);

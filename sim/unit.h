@@ -36,7 +36,7 @@ struct unit {
     int experts;
     const struct route_rows *rows; /* of the chunk in flight; of noise and hash layers */
     float *logit, *score; /* [n,E] what a gate with noise or a dtype sees; NULL: what is recorded */
-    int32_t *table;       /* [vocabulary,k] of balanced-hash */
+    const int32_t *table; /* [vocabulary,k] of balanced-hash and hash-table */
     int slots;            /* width of a row of choices: k unless the gate gives tokens more */
     bool sparse;          /* rows may hold empty slots (ROUTE_NONE) */
     struct unit *leader; /* earlier unit with the very same choices and bias: only weights differ */
@@ -96,9 +96,6 @@ bool unit_init(struct unit *unit, const struct unit_setup *setup, struct arena *
 
 /* Would these two route alike if their biases were the same? Both must have a bias that moves. */
 bool unit_like(const struct unit *a, const struct unit *b);
-
-/* Does it draw by token: is what its rows say read? */
-bool unit_needs_rows(const struct unit *unit);
 
 /* Does it route on scores of all experts (which units can then share)? */
 bool unit_takes_scores(const struct unit *unit);

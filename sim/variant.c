@@ -28,6 +28,7 @@ struct words {
     int ranks;                    /* what --groups device:M and node:M divide the experts into */
     const struct bias_rule *rule; /* NULL: the default of each layer */
     enum bias_start start;
+    const struct hash_tables *tables;
 };
 
 int variant_default_ranks(const struct source *source) {
@@ -165,6 +166,19 @@ static bool resolve_ids(const struct words *words, const struct source_layer *la
     return true;
 }
 
+/* The layer's own table comes first: another would be another model. */
+static bool find_table(const struct hash_tables *tables, const struct source_layer *layer,
+                       struct variant_layer *at, struct err *err) {
+    if (at->gate.fn != GATE_HASH_TABLE) return true;
+    at->table = layer->table;
+    if (at->table.expert) return true;
+    if (!tables)
+        return err_set(err, ERR_USAGE,
+                       "gate: fn=hash-table: found no table of this layer, expected one in the "
+                       "trace, or --hash-table FILE");
+    return hash_tables_find(tables, layer->layer, layer->experts, at->gate.topk, &at->table, err);
+}
+
 static bool resolve(const struct words *words, const struct source_layer *layer, bool ids,
                     struct variant_layer *at, struct err *err) {
     *at = (struct variant_layer){0};
@@ -180,7 +194,8 @@ static bool resolve(const struct words *words, const struct source_layer *layer,
     if (!check_bias(words, at, layer, err)) return false;
     at->foreign = at->start == START_CAPTURED && !own_bias(&at->gate, layer);
     at->dropped_bias = wanted && !at->gate.bias && !words->rule;
-    return gate_check(&at->gate, layer->experts, layer->bias || at->start == START_ZERO, err);
+    return find_table(words->tables, layer, at, err) &&
+           gate_check(&at->gate, layer->experts, layer->bias || at->start == START_ZERO, err);
 }
 
 /* ---- the product */
@@ -211,7 +226,8 @@ static struct words words_at(const struct product *p, const int *at) {
                           .norm = text_at(&p->lists->norms, at[NORM]),
                           .ranks = ranks_at(p, at),
                           .rule = p->rules[at[RULE]],
-                          .start = p->lists->start};
+                          .start = p->lists->start,
+                          .tables = p->lists->tables};
 }
 
 /* Advances the odometer; false after the last combination. */

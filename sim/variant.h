@@ -17,6 +17,7 @@
 #include "base/str.h"
 #include "router/bias.h"
 #include "router/gate.h"
+#include "sim/hash_tables.h"
 #include "sim/rate.h"
 #include "sim/source.h"
 
@@ -40,8 +41,9 @@ struct variant_lists {
     int batch_count;
     const int64_t *ranks; /* default: variant_default_ranks */
     int ranks_count;
-    enum bias_start start; /* default: zero for rules that update, captured for frozen */
-    uint64_t seed;         /* of noise */
+    enum bias_start start;            /* default: zero for rules that update, captured for frozen */
+    const struct hash_tables *tables; /* of hash layers whose source has none; NULL: none */
+    uint64_t seed;                    /* of noise */
 };
 
 enum { VARIANT_BATCH_TOKENS = 4096, VARIANT_MAX = 10000 };
@@ -50,9 +52,10 @@ enum { VARIANT_BATCH_TOKENS = 4096, VARIANT_MAX = 10000 };
 struct variant_layer {
     struct gate gate; /* effective: `bias` is set exactly when the rule adds one */
     const struct bias_rule *rule;
-    enum bias_start start; /* of the bias; START_DEFAULT when there is none */
-    bool foreign;          /* carries a bias that was trained with another score function */
-    bool dropped_bias;     /* the gate has a bias, but runs without: its score is a foreign one */
+    enum bias_start start;    /* of the bias; START_DEFAULT when there is none */
+    struct route_table table; /* of fn=hash-table; borrowed from the source or the lists */
+    bool foreign;             /* carries a bias that was trained with another score function */
+    bool dropped_bias; /* the gate has a bias, but runs without: its score is a foreign one */
 };
 
 struct variant {

@@ -135,7 +135,7 @@ static bool run_windows(struct engine *engine, const int32_t *ids, const int64_t
     struct engine_sink sink = {&hearing, hear_routes, hear_nll, hear_last};
     int64_t *own = zeros(last - first + 1, sizeof *own);
     for (int64_t w = first; w <= last; w++) own[w - first] = start[w] - start[first];
-    struct engine_pass pass = {own[last - first], ids + start[first], own, last - first};
+    struct engine_pass pass = {own[last - first], ids + start[first], own, last - first, 0};
     bool ok = engine_run(engine, &pass, &sink, NULL, err);
     free(own);
     return ok;

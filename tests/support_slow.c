@@ -22,6 +22,7 @@ void slow_gate_text(const struct slow_gate *g, char *text, int size) {
     if (g->cut) RARE(",%s=%.9g", g->cut, g->cut_arg);
     if (g->dtype) RARE(",dtype=%s%s", g->dtype, g->dtype_logits ? ":logits" : "");
     if (g->noise > 0) RARE(",noise=%.9g", g->noise);
+    if (g->second) RARE(",second=random");
     if (g->hash) RARE(",fn=hash:%d", g->hash_seed);
 #undef RARE
     snprintf(text, (size_t)size, "%s,%s%s,topk=%d,order=%s,norm=%s,scale=%.9g%s", g->score,
@@ -60,6 +61,7 @@ void slow_gate_vary(struct rng *rng, struct slow_gate *g) {
         g->dtype_logits = rng_below(rng, 2);
     }
     if (rng_below(rng, 4) == 0 && !g->hash) g->noise = 0.25 * (1 + (double)rng_below(rng, 4));
+    g->second = g->topk == 2 && !g->hash && !g->cut && !is(g->score, "tanh");
 }
 
 /* ---- rounding and noise */
@@ -100,9 +102,13 @@ static double quantile(double u) {
     return z;
 }
 
+static double uniform_of(const struct slow_token *t, int what) {
+    uint64_t bits = rng_at(rng_at(rng_at(t->seed, t->layer), t->token), (uint64_t)what);
+    return ((double)(bits >> 11) + 0.5) * 0x1p-53;
+}
+
 static double noise_of(const struct slow_token *t, int expert) {
-    uint64_t bits = rng_at(rng_at(rng_at(t->seed, t->layer), t->token), (uint64_t)expert);
-    return quantile(((double)(bits >> 11) + 0.5) * 0x1p-53);
+    return quantile(uniform_of(t, expert));
 }
 
 struct slow_gate slow_gate_random(struct rng *rng, int experts, bool bias) {
@@ -250,6 +256,16 @@ static void choose_best(const struct slow_gate *g, int experts, double *x, struc
     for (int i = 0; i < c->n; i++) c->escapes += dropped[c->expert[i]];
 }
 
+/* The second expert stays with probability 2 w_2 / (w_1 + w_2). */
+static void thin(const struct slow_gate *g, const struct slow_token *token, struct slow_choice *c,
+                 double *margin) {
+    double share = 2 * c->weight[1] / (c->weight[0] + c->weight[1]);
+    double u = uniform_of(token, 65536), slack = g->dtype && !g->dtype_logits ? 0.05 : 1e-5;
+    if (c->weight[0] + c->weight[1] == 0) share = 0;
+    if (fabs(u - share) < slack) *margin = 0;
+    if (u >= share) c->n = 1;
+}
+
 void slow_choose(const struct slow_gate *g, int experts, const float *logits, const double *bias,
                  const struct slow_token *token, struct slow_choice *c, double *margin) {
     const char *dtype = g->dtype_logits ? NULL : g->dtype;
@@ -277,6 +293,7 @@ void slow_choose(const struct slow_gate *g, int experts, const float *logits, co
         for (int i = 0; i < c->n; i++) c->weight[i] = rounded(dtype, c->weight[i]);
     }
     weigh(g, c);
+    if (g->second) thin(g, token, c, margin);
 }
 
 static double max_over_mean(const double *n, int count) {

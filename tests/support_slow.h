@@ -31,6 +31,7 @@ struct slow_gate {
     double noise;
     bool hash;
     int hash_seed;
+    bool second; /* kept at random */
 };
 
 /* The gate as the program's one-line language. */
@@ -39,7 +40,8 @@ void slow_gate_text(const struct slow_gate *gate, char *text, int size);
 struct slow_gate slow_gate_random(struct rng *rng, int experts, bool bias);
 /* Gives it a cut: topp or threshold. */
 void slow_gate_cut(struct rng *rng, struct slow_gate *gate);
-/* Gives it some of what is rare: relu, tanh, a cut, a dtype, noise, a hash layer. */
+/* Gives it some of what is rare: relu, tanh, a cut, a dtype, noise, a hash layer, a second choice
+ * at random. */
 void slow_gate_vary(struct rng *rng, struct slow_gate *gate);
 
 /* A token, for what is drawn per token. */

@@ -319,7 +319,7 @@ static void balanced_hash_gives_frequent_ids_to_the_least_loaded(void **state) {
     test_ok(variant_set_build(&set, &lists, &source, &err), &err);
     test_ok(token_ids_read(&ids, &set, &source, &err), &err);
     arena_init(&arena, "test");
-    const int32_t *table = token_ids_balance(&ids, 3, 2, &arena);
+    const int32_t *table = token_ids_balance(&ids, ids.vocabulary, 3, 2, &arena);
     assert_int_equal(ids.vocabulary, 10);
     static const int32_t expected[][3] = {{7, 0, 1}, {2, 2, 0}, {5, 2, 1}};
     for (int i = 0; i < 3; i++)

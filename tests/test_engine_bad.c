@@ -209,7 +209,7 @@ static void ids_and_windows_of_a_pass_are_checked(void **state) {
     test_ok(engine != NULL, &err);
     const int32_t bad[] = {1, 320, 2};
     const int64_t start[] = {0, 3}, wrong[] = {0, 2};
-    struct engine_pass pass = {3, bad, start, 1};
+    struct engine_pass pass = {3, bad, start, 1, 0};
     assert_false(engine_run(engine, &pass, NULL, NULL, &err));
     assert_non_null(strstr(err.text, "token 1: found id 320"));
     pass.window_start = wrong;

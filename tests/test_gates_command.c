@@ -76,6 +76,9 @@ static void every_name_is_explained(void **state) {
     LOSSES(X)
 #undef X
     expect("noise", "noise");
+    expect("second", "random");
+    expect("seed", "seed");
+    expect("devices", "devices");
 }
 
 static void a_specification_is_explained_in_order(void **state) {

@@ -18,6 +18,8 @@ struct choices {
     int32_t *expert;
     float *weight;
     void *scratch;
+    struct trace *ids; /* where token ids are read, for hash layers; else NULL */
+    int32_t *id;       /* [block] */
 };
 
 /* Opens on router r; refuses a layer that holds counts, or scores without a gate. */
@@ -25,8 +27,8 @@ bool choices_open(struct choices *choices, const struct trace *trace, int r, str
 /* The same scores under another gate; refuses a layer without scores. Borrows setup's bias. */
 bool choices_open_as(struct choices *choices, const struct trace *trace, int r,
                      const struct route_stream_setup *setup, struct err *err);
-/* The next chunk; chunk.tokens = 0 at the end. chunk.expert[n,k] is set; chunk.weight where known.
- */
+/* The next chunk; chunk.tokens = 0 at the end. chunk.expert[n,k] is set (ROUTE_NONE in empty
+ * slots); chunk.weight where known. */
 bool choices_next(struct choices *choices, struct err *err);
 /* Does the bias move? Then chunks must be read one after the other. */
 bool choices_move(const struct choices *choices);

@@ -1,4 +1,4 @@
-/* export_csv.c - one line per token, layer and chosen expert (RFC 4180)
+/* export_csv.c - one line per token, layer and chosen expert (RFC 4180); empty slots have none
  *
  * Columns: layer, token, document, domain, position, id, nll, rank, expert, weight, logit. Layer by
  * layer, tokens in order, ranks in order of selection. Empty = not known. Reals read back exactly.
@@ -36,6 +36,7 @@ static void put_token(FILE *out, const struct trace *trace, const struct identit
     const struct trace_chunk *chunk = &choices->chunk;
     for (int j = 0; j < layer->topk; j++) {
         int32_t expert = chunk->expert[i * layer->topk + j];
+        if (expert == ROUTE_NONE) continue;
         fprintf(out, "%d,%lld,%d,", layer->layer, (long long)(chunk->first + i),
                 identity->document[i]);
         put_text(out, trace_document(trace, identity->document[i])->domain);

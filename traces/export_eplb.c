@@ -41,7 +41,10 @@ static bool count_layer(struct loads *loads, int r, struct err *err) {
             while (choices.chunk.first + t >= at->first_token + at->tokens)
                 at = trace_document(loads->trace, ++document);
             int64_t *row = row_of(loads, document, r);
-            for (int64_t j = 0; j < k; j++) row[choices.chunk.expert[t * k + j]]++;
+            for (int64_t j = 0; j < k; j++) {
+                int32_t expert = choices.chunk.expert[t * k + j];
+                if (expert != ROUTE_NONE) row[expert]++;
+            }
         }
     choices_close(&choices);
     return ok;

@@ -22,6 +22,11 @@ bool routed_rows_open(struct routed_rows *rows, struct trace *trace, struct err 
                            "%s: layer %d: found %d experts a token, expected %d as "
                            "at every layer of this form",
                            trace_path(trace), layer->layer, layer->topk, rows->topk);
+        if (layer->has_gate && gate_leaves_slots(&layer->gate))
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s: layer %d: found a gate that leaves slots empty, expected k experts "
+                           "for each token in this form (safetensors and csv hold the others)",
+                           trace_path(trace), layer->layer);
         if (layer->experts > 256) rows->item_bytes = 2;
         if (!choices_open(&rows->layers[r], trace, r, err)) return false;
         rows->opened++;

@@ -37,6 +37,7 @@ bool choice_check_loop(struct choice_check *check, const struct trace_loop *loop
     if (!loop->rule || !layer->bias) return true;
     const struct route_stream_setup setup = {.gate = &layer->gate,
                                              .experts = layer->experts,
+                                             .layer = layer->layer,
                                              .bias = layer->bias,
                                              .rule = loop->rule,
                                              .rate = loop->rate,
@@ -65,9 +66,9 @@ static int64_t route_next(struct choice_check *check, int64_t n, const float *lo
                    : 0;
     int64_t room = route_stream_room(&check->stream);
     if (n > room) n = room;
-    if (route_stream_route(&check->stream, n, logits, &routes, check->stream_scratch) >= 0)
-        return 0;
-    route_stream_feed(&check->stream, n, logits, check->expert);
+    const struct route_piece piece = {.n = n, .logits = logits};
+    if (route_stream_route(&check->stream, &piece, &routes, check->stream_scratch) >= 0) return 0;
+    route_stream_feed(&check->stream, &piece, check->expert);
     return n;
 }
 

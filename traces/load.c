@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/sha256.h"
+#include "traces/hash_table.h"
 #include "traces/internal.h"
 
 static const struct {
@@ -107,7 +108,7 @@ static bool load_gate(struct trace *trace, struct trace_layer *layer, sqlite3_st
     layer->has_gate = sqlite3_column_type(row, 6) != SQLITE_NULL;
     if (!layer->has_gate) return true;
     if (!gate_parse(db_text(row, 6), NULL, &layer->gate, err) ||
-        !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err))
+        !gate_check_live(&layer->gate, layer->experts, layer->bias != NULL, err))
         return err_context(err, "%s: layer %d: gate", trace->db.path, layer->layer);
     if (layer->gate.topk != layer->topk)
         return bad(trace, err, "layer.topk", layer->topk, "that of the gate");
@@ -260,8 +261,8 @@ bool trace_load(struct trace *trace, struct err *err) {
 bool trace_load_rows(struct trace *trace, struct err *err) {
     /* one read transaction: the four tables belong to the same moment of a running capture */
     if (!db_exec(&trace->db, "BEGIN", err)) return false;
-    bool ok = load_capture(trace, err) && load_layers(trace, err) && load_documents(trace, err) &&
-              load_blocks(trace, err);
+    bool ok = load_capture(trace, err) && load_layers(trace, err) && hash_tables_load(trace, err) &&
+              load_documents(trace, err) && load_blocks(trace, err);
     struct err ignored;
     db_exec(&trace->db, "COMMIT", &ignored);
     return ok;
@@ -327,6 +328,9 @@ void trace_setup_identity(const struct trace_setup *setup, char hex[static 65]) 
         hash_text(&sha, trace_holds_name(layer->holds));
         hash_text(&sha, gate);
         if (layer->bias) sha256_add(&sha, layer->bias, (size_t)layer->experts * 4);
+        const struct route_table *table = &layer->table;
+        size_t cells = (size_t)table->ids * (size_t)layer->topk;
+        if (table->expert) sha256_add(&sha, table->expert, cells * sizeof *table->expert);
     }
     for (int64_t d = 0; d < setup->document_count; d++) {
         hash_text(&sha, setup->documents[d].source);

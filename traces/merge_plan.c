@@ -62,6 +62,14 @@ static bool check_loop(const struct trace *trace, struct err *err) {
     struct trace_loop loop;
     if (!trace_loop_read(trace->capture.options, &loop, err))
         return err_context(err, "%s", trace->db.path);
+    for (int r = 0; r < trace->layer_count; r++) {
+        const struct gate *gate = &trace->layers[r].gate;
+        if (trace->layers[r].has_gate && gate_needs_rows(gate) && !gate_hashes(gate))
+            return err_set(err, ERR_DATA,
+                           "%s: cannot merge: found a gate that draws by the number of a token "
+                           "(noise, second=random), which a merge changes",
+                           trace->db.path);
+    }
     return !loop.rule ||
            err_set(err, ERR_DATA,
                    "%s: cannot merge: found a closed loop whose bias moves (%s): its choices "

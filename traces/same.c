@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "traces/hash_table.h"
 #include "traces/internal.h"
 
 static bool differs(const struct same *same, struct err *err, const char *what, const char *found,
@@ -56,7 +57,10 @@ static bool same_layer(const struct same *same, const struct trace_layer *a,
     bool equal =
         !a->bias == !b->bias && (!a->bias || memcmp(a->bias, b->bias, (size_t)a->experts * 4) == 0);
     snprintf(what, sizeof what, "bias of layer %d", b->layer);
-    return equal || differs(same, err, what, "other values", "those of the model");
+    if (!equal) return differs(same, err, what, "other values", "those of the model");
+    snprintf(what, sizeof what, "hash table of layer %d", b->layer);
+    return hash_tables_equal(&a->table, &b->table, b->topk) ||
+           differs(same, err, what, "other experts", "the same");
 }
 
 bool same_layers(const struct same *same, const struct trace_setup *found,

@@ -117,10 +117,11 @@ static int load_gate(struct score_table *table, struct layer *layer, sqlite3_stm
     }
     if (!gate) return SQLITE_OK;
     if (!gate_parse(gate, NULL, &layer->gate, &err) ||
-        !gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, &err) ||
+        !gate_check_live(&layer->gate, layer->experts, layer->bias != NULL, &err) ||
         layer->gate.topk != layer->topk)
         return fail(table, SQLITE_CORRUPT, "layer %lld: gate: %s", layer->layer, err.text);
-    layer->has_gate = true;
+    /* what hangs on token ids or draws does not follow from a row of logits: not known here */
+    layer->has_gate = !gate_needs_rows(&layer->gate);
     return SQLITE_OK;
 }
 
@@ -476,6 +477,7 @@ static int wanted(struct score_cursor *cursor, bool *yes) {
         *yes = position >= cursor->positions.low && position <= cursor->positions.high;
         if (!*yes) cursor->slot = cursor->slots; /* the whole token */
     }
+    if (*yes && cursor->by_rank) *yes = expert_of(cursor) != ROUTE_NONE;
     if (*yes && cursor->by_rank && cursor->one_expert >= 0)
         *yes = expert_of(cursor) == cursor->one_expert;
     return SQLITE_OK;

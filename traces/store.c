@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "embed.h"
+#include "traces/hash_table.h"
 #include "traces/internal.h"
 #include "traces/same.h"
 
@@ -197,7 +198,7 @@ static bool insert_layers(struct db *db, const struct trace_setup *setup, struct
         const struct trace_layer *layer = &setup->layers[r];
         char gate[GATE_TEXT_BYTES];
         ok = !layer->has_gate ||
-             gate_check_native(&layer->gate, layer->experts, layer->bias != NULL, err);
+             gate_check_live(&layer->gate, layer->experts, layer->bias != NULL, err);
         if (!ok) break;
         sqlite3_bind_int(row, 1, r);
         sqlite3_bind_int(row, 2, layer->layer);
@@ -235,7 +236,7 @@ static bool insert_documents(struct db *db, const struct trace_setup *setup, str
 bool trace_insert_setup(struct db *db, const struct trace_setup *setup, const char *kind,
                         const char *identity, struct err *err) {
     return insert_capture(db, setup, kind, identity, err) && insert_layers(db, setup, err) &&
-           insert_documents(db, setup, err);
+           hash_tables_insert(db, setup, err) && insert_documents(db, setup, err);
 }
 
 /* Schema and setup in one transaction: a killed creation leaves an empty database, nothing between.

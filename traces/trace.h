@@ -19,6 +19,7 @@
 
 #include "base/err.h"
 #include "router/gate.h"
+#include "router/route.h"
 
 /* How logits are stored. X(enum, name, bytes, help) */
 #define TRACE_STORES(X)                                                                            \
@@ -75,10 +76,11 @@ struct trace_layer {
     int experts; /* E */
     int topk;    /* k */
     enum trace_holds holds;
-    bool has_gate;     /* false when the source did not say how it routed */
-    bool has_weights;  /* ids: chunks hold weights too */
-    struct gate gate;  /* native gate; valid when has_gate */
-    const float *bias; /* [E] correction bias, or NULL */
+    bool has_gate;            /* false when the source did not say how it routed */
+    bool has_weights;         /* ids: chunks hold weights too */
+    struct gate gate;         /* native gate; valid when has_gate */
+    const float *bias;        /* [E] correction bias, or NULL */
+    struct route_table table; /* of a gate fn=hash-table */
 };
 
 struct trace; /* an open database */
@@ -199,7 +201,8 @@ bool trace_add_counts(struct trace *trace, int r, int64_t document, const int64_
 struct trace_chunk {
     int64_t first, tokens;
     const float *logits;   /* [n,E]; NULL unless TRACE_SCORES */
-    const int32_t *expert; /* [n,k]; NULL unless TRACE_IDS */
+    const int32_t *expert; /* [n,k]; NULL unless TRACE_IDS or live choices (choices.h), which hold
+                              ROUTE_NONE in empty slots */
     const float *weight;   /* [n,k] of TRACE_IDS, or NULL */
     uint64_t choice_hash;  /* of the live choices: trace_choice_hash; 0 = not recorded */
 };

@@ -206,7 +206,7 @@ static bool hear_nll(void *context, int64_t first, int64_t n, const float *nll, 
 static void run_pass(void *context) {
     struct run *r = context;
     const int64_t start[] = {0, TOKENS};
-    const struct engine_pass pass = {TOKENS, r->ids, start, 1};
+    const struct engine_pass pass = {TOKENS, r->ids, start, 1, 0};
     const struct engine_sink sink = {.context = r, .nll = hear_nll};
     struct err err;
     if (!engine_run(r->engine, &pass, &sink, NULL, &err)) stop(&err);
@@ -296,7 +296,7 @@ static double capture_cost(struct engine *engine, struct trace *trace, int vocab
     for (int t = 0; t < PASS_TOKENS; t++) ids[t] = (t * 7919 + 13) % vocab;
     for (int t = 0; t < PASS_TOKENS; t++) positions[t] = t % TOKENS;
     for (int w = 0; w <= WINDOWS; w++) starts[w] = w * TOKENS;
-    const struct engine_pass pass = {PASS_TOKENS, ids, starts, WINDOWS};
+    const struct engine_pass pass = {PASS_TOKENS, ids, starts, WINDOWS, 0};
     const struct trace_pass stored = {PASS_TOKENS, ids, positions};
     const struct engine_sink sink = {.context = &c, .routes = store_routes, .nll = store_nll};
     double start = bench_seconds(1), all = bench_seconds(threads), outer;

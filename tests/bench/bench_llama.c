@@ -148,7 +148,7 @@ static struct sample own_run(struct engine *engine, int tokens, int vocab) {
     struct err err;
     const int64_t start[] = {0, tokens};
     for (int t = 0; t < tokens; t++) ids[t] = (t * 7919 + 13) % vocab;
-    const struct engine_pass pass = {tokens, ids, start, 1};
+    const struct engine_pass pass = {tokens, ids, start, 1, 0};
     const struct engine_sink sink = {.context = &s.nll, .routes = hear_routes, .nll = hear_nll};
     s.wall = clock_seconds(), s.cpu = clock_cpu_seconds();
     if (!engine_run(engine, &pass, &sink, NULL, &err)) stop(err.text);
