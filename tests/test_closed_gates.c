@@ -257,7 +257,7 @@ static void rare_gates_know_neither_threads_nor_passes(void **state) {
         char options[300];
         snprintf(options, sizeof options, "%s --threads 1", gates[i]);
         captured("a.db", options);
-        snprintf(options, sizeof options, "%s --threads 3 --pass-tokens 100", gates[i]);
+        snprintf(options, sizeof options, "%s --threads 3 --pass-tokens 100 --memory 1M", gates[i]);
         captured("b.db", options);
         same_columns("a.db", "b.db", "1-");
     }

@@ -104,11 +104,11 @@ static void stream_run(struct route_stream *stream, const float *logits, int64_t
         n = route_stream_room(stream);
         if (n > piece) n = piece;
         if (n > tokens - t) n = tokens - t;
-        const struct route_piece piece = {
+        const struct route_piece rows = {
             .n = n, .first = t, .logits = logits + t * stream->experts};
         struct routes routes = {.expert = expert + t * stream->gate.topk};
-        assert_int_equal(route_stream_route(stream, &piece, &routes, scratch), -1);
-        route_stream_feed(stream, &piece, routes.expert);
+        assert_int_equal(route_stream_route(stream, &rows, &routes, scratch), -1);
+        route_stream_feed(stream, &rows, routes.expert);
     }
     for (int64_t i = 0; i < tokens * stream->gate.topk; i++) load[expert[i]]++;
     free(expert);
