@@ -274,9 +274,8 @@ static bool routes(struct import_source *source, struct trace_routes *want, stru
     int64_t at = want->first - state->first[low], n = state->first[low + 1] - want->first;
     if (n > want->tokens) n = want->tokens;
     if (n > PIECE_TOKENS) n = PIECE_TOKENS;
-    for (int64_t t = 0; t < n; t++)
-        npy_choices(&array->npy, (at + t) * state->layers + state->plane[want->r], 1, state->topk,
-                    state->piece + t * state->topk);
+    npy_gather(&array->npy, at * state->layers + state->plane[want->r], state->layers, n,
+               state->topk, state->piece);
     if (want->r == source->setup.layer_count - 1) drop_pages(array, at, n);
     want->tokens = n;
     want->expert = state->piece;

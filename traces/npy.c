@@ -141,6 +141,39 @@ void npy_choices(const struct npy *array, int64_t row, int64_t rows, int k, int3
     }
 }
 
+static void gather_u8(const unsigned char *at, size_t step, int64_t rows, int k, int32_t *out) {
+    for (int64_t r = 0; r < rows; r++, at += step, out += k)
+        for (int j = 0; j < k; j++) out[j] = at[j];
+}
+
+static void gather_u16(const unsigned char *at, size_t step, int64_t rows, int k, int32_t *out) {
+    for (int64_t r = 0; r < rows; r++, at += step, out += k)
+        for (int j = 0; j < k; j++) out[j] = at[2 * j] | at[2 * j + 1] << 8;
+}
+
+/* Eight at a time, whose size the compiler knows: a row is rarely longer. */
+static void gather_i32(const unsigned char *at, size_t step, int64_t rows, int k, int32_t *out) {
+    for (int64_t r = 0; r < rows; r++, at += step, out += k) {
+        int j = 0;
+        for (; j + 8 <= k; j += 8) memcpy(out + j, at + 4 * j, 32);
+        for (; j < k; j++) memcpy(out + j, at + 4 * j, 4);
+    }
+}
+
+void npy_gather(const struct npy *array, int64_t row, int64_t stride, int64_t rows, int k,
+                int32_t *out) {
+    size_t bytes = (size_t)k * (size_t)array->item_bytes, step = (size_t)stride * bytes;
+    const unsigned char *at = array->data + (size_t)row * bytes;
+    if (array->kind == 'u' && array->item_bytes == 1)
+        gather_u8(at, step, rows, k, out);
+    else if (array->kind == 'u' && array->item_bytes == 2)
+        gather_u16(at, step, rows, k, out);
+    else if (array->kind == 'i' && array->item_bytes == 4)
+        gather_i32(at, step, rows, k, out);
+    else
+        for (int64_t r = 0; r < rows; r++) widen(array, (row + r * stride) * k, k, out + r * k);
+}
+
 void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out) {
     const unsigned char *at = array->data + first * array->item_bytes;
     if (array->item_bytes == 4) {

@@ -30,6 +30,10 @@ void npy_ids(const struct npy *array, int64_t first, int64_t n, int32_t *out);
 /* Rows row..row+rows-1 of k chosen experts, [rows,k]. A row that is nothing but 255 (u8) or 65535
  * (u16) is padding and becomes -1s; a single 255 is an expert, for there are models of 256. */
 void npy_choices(const struct npy *array, int64_t row, int64_t rows, int k, int32_t *out);
+/* Rows row, row + stride, ... of k chosen experts, [rows,k], that npy_choices was seen to read as
+ * experts: padding is not looked for again. */
+void npy_gather(const struct npy *array, int64_t row, int64_t stride, int64_t rows, int k,
+                int32_t *out);
 /* Elements of a real array of 2 or 4 bytes an element. */
 void npy_reals(const struct npy *array, int64_t first, int64_t n, float *out);
 

@@ -426,18 +426,32 @@ static bool insert_chunk(struct trace *trace, int r, int64_t block, const void *
     return db_run(&trace->db, w->chunk, err);
 }
 
+/* out[n] <- ids; whether one of them is none. A fixed number at a time becomes vectors. */
+static bool narrow(const int32_t *expert, int64_t n, uint32_t experts, uint16_t *out) {
+    enum { STEP = 64 };
+    uint32_t bad = 0;
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        for (int j = 0; j < STEP; j++) {
+            bad |= (uint32_t)expert[i + j] >= experts;
+            out[i + j] = (uint16_t)expert[i + j];
+        }
+    for (; i < n; i++) {
+        bad |= (uint32_t)expert[i] >= experts;
+        out[i] = (uint16_t)expert[i];
+    }
+    return bad;
+}
+
+/* `out` lies at an even address. */
 static bool encode_ids(const struct trace *trace, const struct trace_layer *layer, int64_t first,
                        const int32_t *expert, int64_t n, unsigned char *out, struct err *err) {
-    for (int64_t i = 0; i < n * layer->topk; i++) {
-        if (expert[i] < 0 || expert[i] >= layer->experts)
-            return err_set(err, ERR_DATA,
-                           "%s: layer %d, token %lld: found expert %d, expected 0 to %d",
-                           trace->db.path, layer->layer, (long long)(first + i / layer->topk),
-                           expert[i], layer->experts - 1);
-        uint16_t id = (uint16_t)expert[i];
-        memcpy(out + 2 * i, &id, 2);
-    }
-    return true;
+    int64_t count = n * layer->topk, i = 0;
+    if (!narrow(expert, count, (uint32_t)layer->experts, (uint16_t *)(void *)out)) return true;
+    while (expert[i] >= 0 && expert[i] < layer->experts) i++;
+    return err_set(err, ERR_DATA, "%s: layer %d, token %lld: found expert %d, expected 0 to %d",
+                   trace->db.path, layer->layer, (long long)(first + i / layer->topk), expert[i],
+                   layer->experts - 1);
 }
 
 /* Takes n tokens that lie within one block; `at` is their place in it. */

@@ -9,13 +9,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/rng.h"
 #include "base/table.h"
-#include "traces/exchange.h"
 #include "traces/query.h"
 #include "traces/trace.h"
 
@@ -223,70 +221,7 @@ static void pair(const char *name, void (*mine)(void *), void (*theirs)(void *),
     bench_print("store", line, best_mine / best_raw, "");
 }
 
-/* ---- import: 200 MB of chosen ids, i32 [tokens, 48, 8], against reading the same file */
-
-enum { NPY_TOKENS = 131072, NPY_LAYERS = 48, NPY_K = 8 };
-static const char *const npy_path = "build/bench-ids.npy", *const ids_path = "build/bench-ids.db";
-
-static void write_npy(void) {
-    char header[128] = "\x93NUMPY\x01\x00\x76\x00{'descr': '<i4', 'fortran_order': False, 'shape': "
-                       "(131072, 48, 8), }";
-    static int32_t row[NPY_LAYERS * NPY_K];
-    FILE *file = fopen(npy_path, "wb");
-    if (!file) exit(1);
-    memset(header + 10 + strlen(header + 10), ' ', sizeof header - 10 - strlen(header + 10));
-    header[127] = '\n';
-    fwrite(header, 1, sizeof header, file);
-    for (int t = 0; t < NPY_TOKENS; t++) {
-        for (int i = 0; i < NPY_LAYERS * NPY_K; i++)
-            row[i] = (t * 7 + i / NPY_K * 5 + i % NPY_K * 13) % 128;
-        fwrite(row, sizeof row, 1, file);
-    }
-    if (fclose(file) != 0) exit(1);
-}
-
-static void import_npy(void *context) {
-    struct err err = {0};
-    const struct import_job job = {
-        .files = &npy_path, .file_count = 1, .out = ids_path, .force = true};
-    const struct trace_importer *importer = trace_importer_find("numpy", npy_path, &err);
-    (void)context;
-    if (!importer || !trace_import(importer, &job, &err)) stop("import", &err);
-}
-
-static void read_npy(void *context) {
-    static char buffer[1 << 20];
-    FILE *file = fopen(npy_path, "rb");
-    (void)context;
-    while (file && fread(buffer, 1, sizeof buffer, file) > 0) sink = (float)buffer[0];
-    if (!file || fclose(file) != 0) exit(1);
-}
-
-static void bench_import(void) {
-    enum { TURNS = 5 };
-    double mine = 0, theirs = 0, bytes = (double)NPY_TOKENS * NPY_LAYERS * NPY_K * 4 / 1e6;
-    struct rusage usage;
-    write_npy();
-    for (int i = 0; i < TURNS; i++) {
-        double start = bench_seconds(1);
-        import_npy(NULL);
-        double middle = bench_seconds(1);
-        read_npy(NULL);
-        double end = bench_seconds(1);
-        if (bytes / (middle - start) > mine) mine = bytes / (middle - start);
-        if (bytes / (end - middle) > theirs) theirs = bytes / (end - middle);
-    }
-    getrusage(RUSAGE_SELF, &usage);
-    bench_print("store", "import of .npy", mine, "MB/s");
-    bench_print("store", "read of the same file", theirs, "MB/s");
-    bench_print("store", "import / read", mine / theirs, "");
-    bench_print("store", "import peak RSS", (double)usage.ru_maxrss / 1024, "MiB");
-    unlink(npy_path);
-    unlink(ids_path);
-}
-
 void bench_store(void) {
-    bench_import();
     struct fixture fixture;
     struct err err = {0};
     struct stat info;

@@ -10,6 +10,7 @@
     X(gate)                                                                                        \
     X(growth)                                                                                      \
     X(store)                                                                                       \
+    X(import)                                                                                      \
     X(cluster)
 
 #endif
