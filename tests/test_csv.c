@@ -1,10 +1,12 @@
 /* test_csv.c - reading comma-separated tables */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 
 #include "base/csv.h"
 #include "base/file.h"
+#include "base/str.h"
 #include "tests/test.h"
 
 static void fields_are_found_by_header_and_unquoted(void **state) {
@@ -78,9 +80,66 @@ static void gzip_is_read_and_a_cut_stream_is_refused(void **state) {
     assert_null(csv_read("build/test-out/absent.csv", 1 << 20, &err));
 }
 
+/* Lines of up to 100 KB: longer than the buffer that reading begins with. */
+static void rows_one_by_one_are_those_of_the_whole(void **state) {
+    (void)state;
+    struct err err = {0};
+    struct str text = {0};
+    char path[1200];
+    snprintf(path, sizeof path, "%s/t.csv.gz", test_folder("csv"));
+    str_puts(&text, "a,b\r\n");
+    for (int i = 0; i < 300; i++) {
+        str_printf(&text, "%d,\"", i);
+        for (int j = 0; j < i * i; j++) str_puts(&text, j % 7 ? "x" : ",");
+        str_puts(&text, i % 2 ? "\"\n" : "\"\r\n");
+    }
+    gzFile file = gzopen(path, "wb");
+    assert_int_equal(gzwrite(file, text.data, (unsigned)text.len), (int)text.len);
+    gzclose(file);
+    struct csv *whole = csv_read(path, (size_t)1 << 30, &err), *rows = csv_open(path, &err);
+    test_ok(whole && rows, &err);
+    assert_int_equal(csv_rows(rows), 0);
+    for (int64_t row = 0; row < csv_rows(whole); row++) {
+        test_ok(csv_next(rows, &err), &err);
+        assert_int_equal(csv_rows(rows), 1);
+        assert_int_equal(csv_line(rows, 0), csv_line(whole, row));
+        for (int c = 0; c < 2; c++)
+            assert_string_equal(csv_text(rows, 0, c), csv_text(whole, row, c));
+    }
+    test_ok(csv_next(rows, &err), &err);
+    assert_int_equal(csv_rows(rows), 0);
+    csv_free(whole);
+    csv_free(rows);
+    str_free(&text);
+}
+
+static void damage_is_found_row_by_row_too(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *complaint;
+    } cases[] = {{"", "no header"},
+                 {"a,b\n1,2\n1\n", "line 3: found 1 fields, expected 2"},
+                 {"a,b\n1,2\n\n", "line 3: found 1 fields"},
+                 {"a,b\n1,2\n\"1,2\n", "line 3: found a misplaced quote"}};
+    char path[1200];
+    snprintf(path, sizeof path, "%s/t.csv", test_folder("csv"));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct err err = {0};
+        test_ok(file_write(path, cases[i].text, strlen(cases[i].text), &err), &err);
+        struct csv *csv = csv_open(path, &err);
+        while (csv && csv_next(csv, &err) && csv_rows(csv))
+            ;
+        if (!strstr(err.text, cases[i].complaint) || !strstr(err.text, path))
+            fail_msg("'%s' lacks '%s'", err.text, cases[i].complaint);
+        csv_free(csv);
+    }
+}
+
 int test_csv(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(fields_are_found_by_header_and_unquoted),
                                        cmocka_unit_test(damaged_tables_are_refused_with_their_line),
-                                       cmocka_unit_test(gzip_is_read_and_a_cut_stream_is_refused)};
+                                       cmocka_unit_test(gzip_is_read_and_a_cut_stream_is_refused),
+                                       cmocka_unit_test(rows_one_by_one_are_those_of_the_whole),
+                                       cmocka_unit_test(damage_is_found_row_by_row_too)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -492,6 +492,40 @@ static void exports_of_loads_come_back(void **state) {
     trace_free(trace);
 }
 
+/* The manual has a row for every importer and exporter, the front page names them, and neither has
+ * others. */
+static void the_manual_lists_the_formats_that_there_are(void **state) {
+    (void)state;
+    struct err err = {0};
+    size_t len;
+    char row[64], *manual = file_read("traces/TRACES.md", 1 << 20, &len, &err);
+    char *front = file_read("README.md", 1 << 20, &len, &err);
+    int rows = 0, formats = 0;
+    test_ok(manual && front, &err);
+    const char *from = strstr(manual, "| importer | reads"), *to = strstr(manual, "| exporter |");
+    const char *list = strstr(front, "`import` reads");
+    assert_true(from && to && from < to && list && strstr(list, "`export`"));
+    for (const struct trace_importer *i = trace_importers; i->name; i++, formats++) {
+        snprintf(row, sizeof row, "\n| `%s` | ", i->name);
+        const char *at = strstr(from, row);
+        if (!at || at > to) fail_msg("TRACES.md has no row for %s", i->name);
+        snprintf(row, sizeof row, "`%s`", i->name);
+        at = strstr(list, row);
+        if (!at || at > strstr(list, "`export`")) fail_msg("README.md does not name %s", i->name);
+    }
+    for (const struct trace_exporter *e = trace_exporters; e->name; e++, formats++) {
+        snprintf(row, sizeof row, "\n| `%s` | ", e->name);
+        if (!strstr(to, row)) fail_msg("TRACES.md has no row for %s", e->name);
+        snprintf(row, sizeof row, "`%s`", e->name);
+        if (!strstr(strstr(list, "`export`"), row)) fail_msg("README.md does not name %s", e->name);
+    }
+    const char *stop = strstr(to, "\n\n");
+    for (const char *at = from; (at = strstr(at, "\n| `")) && at < stop; at++) rows++;
+    assert_int_equal(rows, formats);
+    free(manual);
+    free(front);
+}
+
 int test_formats(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(text_files_of_every_format_are_read_or_refused, begin),
@@ -503,6 +537,7 @@ int test_formats(void) {
         cmocka_unit_test_setup(shares_of_mixtral_become_whole_counts, begin),
         cmocka_unit_test_setup(studies_of_gpt_oss_and_qwen_load, begin),
         cmocka_unit_test_setup(exports_of_choices_come_back, begin),
-        cmocka_unit_test_setup(exports_of_loads_come_back, begin)};
+        cmocka_unit_test_setup(exports_of_loads_come_back, begin),
+        cmocka_unit_test(the_manual_lists_the_formats_that_there_are)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

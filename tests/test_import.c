@@ -282,6 +282,39 @@ static void vllm_responses_old_and_new_read_the_same(void **state) {
     str_free(&json);
 }
 
+/* More choices than stay in memory while they are gathered. */
+static void many_choices_leave_memory_and_come_back(void **state) {
+    (void)state;
+    enum { TOKENS = 600000, LAYERS = 2, CHOSEN = 8, SOME = 5 };
+    static const int64_t some[SOME] = {0, 1023, 1024, 500001, TOKENS - 1};
+    struct str json = {0};
+    struct err err = {0};
+    unsigned char *ids = malloc((size_t)TOKENS * LAYERS * CHOSEN);
+    for (int i = 0; i < TOKENS * LAYERS * CHOSEN; i++)
+        ids[i] = (unsigned char)((i / 16 * 7 + i / CHOSEN % LAYERS * 5 + i % CHOSEN * 13) % 251);
+    str_printf(&json, "{\"choices\":[{\"routed_experts\":\"nrlre1:uint8:%d,%d,%d:", TOKENS, LAYERS,
+               CHOSEN);
+    base64(&json, ids, (size_t)TOKENS * LAYERS * CHOSEN);
+    str_puts(&json, "\"}]}\n");
+    test_ok(file_write(in_folder("many.jsonl"), json.data, json.len, &err), &err);
+    struct trace *trace = imported("auto", "vllm", import_of(in_folder("many.jsonl")));
+    assert_int_equal(trace_tokens(trace), TOKENS);
+    for (int r = 0; r < LAYERS; r++) {
+        int32_t expert[SOME * CHOSEN];
+        struct trace_cursor *cursor = trace_cursor_open(trace, r, &err);
+        test_ok(cursor, &err);
+        test_ok(trace_cursor_rows(
+                    cursor, &(struct trace_rows){.n = SOME, .token = some, .expert = expert}, &err),
+                &err);
+        for (int i = 0; i < SOME * CHOSEN; i++)
+            assert_int_equal(expert[i], ids[(some[i / CHOSEN] * LAYERS + r) * CHOSEN + i % CHOSEN]);
+        trace_cursor_free(cursor);
+    }
+    trace_free(trace);
+    free(ids);
+    str_free(&json);
+}
+
 /* ---- Megatron */
 
 /* Two steps of 2 and 1 tokens at layers 1 and 2, E = 4, k = 2; with logits the side file holds
@@ -606,6 +639,7 @@ int test_import(void) {
         cmocka_unit_test_setup(numpy_files_without_a_record_are_refused, begin),
         cmocka_unit_test_setup(numpy_logits_need_a_gate_and_keep_their_values, begin),
         cmocka_unit_test_setup(vllm_responses_old_and_new_read_the_same, begin),
+        cmocka_unit_test_setup(many_choices_leave_memory_and_come_back, begin),
         cmocka_unit_test_setup(megatron_logits_can_be_replayed, begin),
         cmocka_unit_test_setup(published_counts_of_real_records_are_met, begin),
         cmocka_unit_test_setup(esft_lines_are_sequences, begin),

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/rng.h"
 #include "base/spill.h"
+#include "base/spool.h"
 #include "engine/model.h"
 
 static const char *folder;
@@ -311,6 +312,31 @@ static void a_spill_without_a_place_is_one_clear_error(void **state) {
     spill_close(&spill);
 }
 
+/* Three times as much as stays in memory, in pieces of all sizes. */
+static void what_was_spooled_reads_back(void **state) {
+    (void)state;
+    enum { PIECES = 700 };
+    static unsigned char piece[150000];
+    static int64_t at[PIECES];
+    struct spool spool = {0};
+    struct err err = {0};
+    size_t size = 0;
+    for (size_t i = 0; i < PIECES; i++) {
+        size = i * 7919 % sizeof piece;
+        memset(piece, (int)(i % 251), size);
+        test_ok(spool_add(&spool, piece, size, &at[i], &err), &err);
+    }
+    assert_true(spool.size > 2 * SPOOL_MEMORY_BYTES);
+    assert_true(spool.file && !spool.memory);
+    for (size_t i = 0; i < PIECES; i += 3) {
+        size = i * 7919 % sizeof piece;
+        memset(piece, 255, sizeof piece);
+        test_ok(spool_read(&spool, at[i], piece, size, &err), &err);
+        for (size_t j = 0; j < size; j++) assert_int_equal(piece[j], i % 251);
+    }
+    spool_close(&spool);
+}
+
 int test_memory(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_bound_gives_the_same_numbers_bit_for_bit, begin),
@@ -319,6 +345,7 @@ int test_memory(void) {
         cmocka_unit_test(pages_that_were_asked_for_come_before_they_are_touched),
         cmocka_unit_test(what_was_dropped_from_a_spill_comes_back),
         cmocka_unit_test(a_spill_without_a_place_is_one_clear_error),
+        cmocka_unit_test(what_was_spooled_reads_back),
     };
     return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }

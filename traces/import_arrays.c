@@ -5,10 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/ahead.h"
 #include "traces/importers.h"
 
 /* Rows that are looked at together: a multiple of every vector's lanes. */
 enum { ROWS = 64, PIECE_TOKENS = 2048, MAX_LAYERS = 10000 };
+/* How far ahead of the reader pages are asked for; small files are not worth the thread. */
+enum { AHEAD_BYTES = 128 << 20, WORTH_BYTES = 16 << 20 };
 
 struct state {
     struct id_arrays from;
@@ -18,6 +21,7 @@ struct state {
     int topk;
     int32_t *ids;   /* [T] or NULL */
     int32_t *piece; /* [PIECE_TOKENS, k] */
+    struct ahead *ahead;
 };
 
 /* What the check finds of each layer, over all arrays. */
@@ -126,25 +130,47 @@ static bool scan_rows(const struct id_array *array, int64_t row, int n, int64_t 
     return true;
 }
 
-static void drop_pages(const struct id_array *array, int64_t token, int64_t tokens) {
-    if (!array->map) return;
-    size_t bytes =
+/* The bytes of tokens, within the mapping. */
+static void locate(const struct id_array *array, int64_t token, int64_t tokens, size_t *at,
+                   size_t *bytes) {
+    size_t row =
         (size_t)(array->npy.shape[1] * array->npy.shape[2]) * (size_t)array->npy.item_bytes;
-    size_t at = (size_t)(array->npy.data - array->map->data) + (size_t)token * bytes;
-    file_drop(array->map, at, (size_t)tokens * bytes);
+    *at = (size_t)(array->npy.data - array->map->data) + (size_t)token * row;
+    *bytes = (size_t)tokens * row;
 }
 
-static bool scan_array(const struct id_array *array, int64_t first, int64_t tokens,
-                       struct scan *scan, struct err *err) {
+/* Tokens are about to be read: what lies AHEAD_BYTES behind them is asked for, before the first
+ * ones also what lies between. */
+static void ask_ahead(struct state *state, const struct id_array *array, int64_t token,
+                      int64_t tokens) {
+    size_t at, bytes;
+    if (!state->ahead || !array->map || array->map->copied) return;
+    locate(array, token, tokens, &at, &bytes);
+    size_t begin = token ? at + AHEAD_BYTES : at, end = at + bytes + AHEAD_BYTES;
+    if (end > array->map->size_bytes) end = array->map->size_bytes;
+    if (begin < end) ahead_ask(state->ahead, array->map->data + begin, end - begin);
+}
+
+/* Tokens were read: their pages may go. */
+static void drop_pages(const struct id_array *array, int64_t token, int64_t tokens) {
+    size_t at, bytes;
+    if (!array->map) return;
+    locate(array, token, tokens, &at, &bytes);
+    file_drop(array->map, at, bytes);
+}
+
+static bool scan_array(struct state *state, const struct id_array *array, int64_t first,
+                       int64_t tokens, struct scan *scan, struct err *err) {
     enum { STEP = 16384 };
     int64_t layers = array->npy.shape[1];
     for (int64_t t = 0; t < tokens; t += STEP) {
-        int64_t end = (tokens - t < STEP ? tokens : t + STEP) * layers;
+        int64_t n = STEP < tokens - t ? STEP : tokens - t, end = (t + n) * layers;
+        ask_ahead(state, array, t, n);
         for (int64_t row = t * layers; row < end; row += ROWS)
             if (!scan_rows(array, row, end - row < ROWS ? (int)(end - row) : ROWS, first, scan,
                            err))
                 return false;
-        drop_pages(array, t, STEP < tokens - t ? STEP : tokens - t);
+        drop_pages(array, t, n);
     }
     return true;
 }
@@ -154,7 +180,7 @@ static bool scan_all(struct state *state, struct scan *scan, struct err *err) {
         const struct id_array *array = &state->from.items[i];
         int64_t tokens = without_padding(&array->npy, scan->rows);
         state->first[i + 1] = state->first[i] + tokens;
-        if (!scan_array(array, state->first[i], tokens, scan, err)) return false;
+        if (!scan_array(state, array, state->first[i], tokens, scan, err)) return false;
     }
     if (!state->first[state->from.count]) return err_set(err, ERR_DATA, "found no token");
     return true;
@@ -274,6 +300,7 @@ static bool routes(struct import_source *source, struct trace_routes *want, stru
     int64_t at = want->first - state->first[low], n = state->first[low + 1] - want->first;
     if (n > want->tokens) n = want->tokens;
     if (n > PIECE_TOKENS) n = PIECE_TOKENS;
+    if (want->r == 0) ask_ahead(state, array, at, n);
     npy_gather(&array->npy, at * state->layers + state->plane[want->r], state->layers, n,
                state->topk, state->piece);
     if (want->r == source->setup.layer_count - 1) drop_pages(array, at, n);
@@ -287,6 +314,7 @@ static void close_source(struct import_source *source) {
     free(state->ids);
     free(state->piece);
     free(state->first);
+    ahead_free(state->ahead);
     if (state->from.close_own) state->from.close_own(state->from.own);
 }
 
@@ -310,6 +338,8 @@ bool arrays_finish(const struct id_arrays *from, const struct import_job *job,
     for (int i = 0; i < from->count; i++)
         if (from->items[i].npy.shape[0] > rows) rows = from->items[i].npy.shape[0];
     if (rows > PIECE_TOKENS) rows = PIECE_TOKENS;
+    if (from->items[0].map && from->items[0].map->size_bytes > WORTH_BYTES)
+        state->ahead = ahead_create();
     state->piece = malloc((size_t)rows * (size_t)state->topk * 4);
     struct layer_facts *facts = calloc((size_t)state->layers, sizeof *facts);
     bool ok = (state->first && state->piece && facts) || err_memory(err, "import");
