@@ -14,6 +14,8 @@
 #include "engine/gguf_model.h"
 
 static const size_t CONFIG_MAX_BYTES = (size_t)16 << 20;
+/* A model smaller than this is read faster than a thread starts to pay. */
+static const size_t AHEAD_FROM_BYTES = (size_t)64 << 20;
 
 struct loader model_loader(const struct engine *engine, struct err *err) {
     return (struct loader){.tensors = &engine->tensors,
@@ -243,6 +245,7 @@ static bool decide_residence(struct engine *engine, struct err *err) {
     if (half > 0 && half < limit) limit = half;
     for (int i = 0; i < engine->spec.steps; i++) total += engine->layer_bytes[i];
     engine->resident = total <= limit;
+    if (!engine->resident || total > AHEAD_FROM_BYTES) engine->ahead = ahead_create();
     if (engine->memory_bytes == 0 || engine->largest_bytes <= half) return true;
     return group_experts(engine, half, err);
 }
@@ -252,14 +255,15 @@ void model_read_ahead(const struct engine *engine, int step) {
     struct err ignored;
     struct loader loader = model_loader(engine, &ignored);
     struct packed *head;
-    if (engine->resident) return;
+    bool last = step == engine->spec.steps;
+    if (!engine->ahead || (engine->resident && (last || engine->layer_memory[step]))) return;
     loader.ahead = engine->ahead;
     loader.ahead_bytes = engine->memory_bytes ? engine->memory_bytes / 2 : engine->largest_bytes;
     loader.skip_experts = engine->grouped;
-    if (step < engine->spec.steps)
-        load_layer(&loader, &engine->spec.layer[step], &unused);
-    else
+    if (last)
         load_matrix(&loader, &engine->spec.head, false, &head);
+    else
+        load_layer(&loader, &engine->spec.layer[step], &unused);
 }
 
 bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err) {
@@ -326,7 +330,6 @@ struct engine *engine_open(const char *path, const struct engine_options *option
          check_layers(engine, err) && check_unused(engine, err) && gates_native(engine, err);
     if (!ok && engine->kernels && err->code == ERR_USAGE) err->code = ERR_FORMAT; /* of the file */
     ok = ok && decide_residence(engine, err);
-    if (ok && !engine->resident) engine->ahead = ahead_create();
     if (!ok) {
         engine_close(engine);
         return NULL;

@@ -36,7 +36,7 @@ struct engine {
     unsigned char *shared_memory; /* of the layer in hand, when not resident */
     struct layer_weights shared;  /* its weights */
     unsigned char *group_memory;  /* of the experts in hand */
-    struct ahead *ahead;          /* asks for file pages, when not resident */
+    struct ahead *ahead;          /* asks for file pages; NULL: a small model, or no thread */
     struct arena scratch; /* activations; kept from pass to pass where memory is not bounded:
                              a system takes its time to give back and clear large pages */
 };
@@ -45,8 +45,8 @@ struct engine {
 const struct layer_weights *model_layer(struct engine *engine, int step, struct err *err);
 struct loader model_loader(const struct engine *engine, struct err *err);
 
-/* Asks the system for the file pages of a step that comes next, when layers are not resident; after
- * the last step for the output matrix's. */
+/* Asks the system for the file pages of a step that comes next, unless it is packed; after the last
+ * step, when layers are not resident, for the output matrix's. */
 void model_read_ahead(const struct engine *engine, int step);
 /* A loader of the routed experts of a step, with memory for a group of them (grouped). */
 bool model_experts(struct engine *engine, int step, struct loader *loader, struct err *err);

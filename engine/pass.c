@@ -412,6 +412,7 @@ bool engine_run(struct engine *engine, const struct engine_pass *input,
     bool ok = check_windows(engine, input, err) && check_ids(engine, input, err) &&
               allocate_hidden(&p) && prepare_positions(&p);
     if (ok) {
+        model_read_ahead(engine, 0);
         embed(&p);
         ok = run_layers(&p) && head_run(engine, input, sink, &p.hidden_spill, err);
     }

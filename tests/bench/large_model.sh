@@ -9,7 +9,7 @@
 # capture read (all but the embeddings, whose rows it looks up), peak resident set (VmHWM), seconds, bytes
 # read per second, what dd reads of one cold shard just before, and a hash of the exported choices, weights,
 # logits and likelihoods: equal for equal TOKENS. Every byte of the files is real; values repeat every 64 MB.
-# The checkpoint is removed at the end.
+# The checkpoint is removed at the end; one that lies in $STEELYARD_LARGE is used, or made there, and kept.
 set -eu
 LC_ALL=C
 export LC_ALL
@@ -20,9 +20,10 @@ hidden=2048 width=1024 experts=64 vocab=50304
 here=$(mktemp -d "${TMPDIR:-/var/tmp}/steelyard-large-XXXXXX")
 trap 'rm -rf "$here"' EXIT
 trap 'exit 1' INT TERM
-model=$here/model
-mkdir "$model"
+model=${STEELYARD_LARGE:-$here/model}
+mkdir -p "$model"
 
+make_model() {
 cat >"$model/config.json" <<END
 {"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": $hidden, "intermediate_size": $width,
  "num_hidden_layers": $layers, "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": $experts,
@@ -75,10 +76,13 @@ while [ "$layer" -lt "$layers" ]; do
 done
 awk 'BEGIN { printf "{\"weight_map\": {" } { printf("%s\"%s\": \"%s\"", (NR > 1 ? ", " : ""), $1, $2) } END { print "}}" }' \
     "$here/map" >"$model/model.safetensors.index.json"
+}
+
+[ -e "$model/model.safetensors.index.json" ] || make_model
 awk -v v=$vocab 'BEGIN { srand(1); for (i = 0; i < 16384; i++) printf "%d ", int(rand() * v); print "" }' |
     sed 's/ $//' >"$here/ids.txt"
 sync
-bytes=$(cat "$model"/*.safetensors | wc -c)
+bytes=$(wc -c "$model"/*.safetensors | awk 'END { print $1 }')
 
 drop() { sh -c 'echo 3 >/proc/sys/vm/drop_caches' 2>/dev/null || echo "page cache not dropped" >&2; }
 
