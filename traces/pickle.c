@@ -282,11 +282,12 @@ static void persistent(struct reader *r) {
     if (!id || !p) return;
     bool known = id->kind == PICKLE_LIST && id->count >= 5 && id->items[1]->kind == PICKLE_GLOBAL &&
                  id->items[2]->kind == PICKLE_TEXT && id->items[4]->kind == PICKLE_INT;
-    if (!known) {
+    const char *dot = known ? strrchr(id->items[1]->text, '.') : NULL; /* none behind a NUL */
+    if (!dot) {
         refuse(r, "found a persistent id that is no storage");
         return;
     }
-    p->type = strrchr(id->items[1]->text, '.') + 1;
+    p->type = dot + 1;
     p->text = id->items[2]->text;
     p->elements = id->items[4]->integer;
     push(r, p);
