@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/table.h"
+#include "cli/catalogue.h"
 #include "cli/commands.h"
 #include "router/bias.h"
 #include "router/gate.h"
@@ -124,7 +125,7 @@ static const struct origin {
     {"capacity", "position", "a whole balance batch",
      "GShard, arXiv 2006.16668; Switch, arXiv 2101.03961; Megatron-LM, drop policy position"},
     {"capacity", "priority", "a whole balance batch; not causal",
-     "V-MoE, arXiv 2106.05974 sec. 3.4"},
+     "V-MoE, arXiv 2106.05974 sec. 4"},
     {"capacity-order", "choice", "capacity", "GShard, arXiv 2006.16668, Algorithm 1"},
     {"capacity-order", "token", "capacity", "Megatron-LM moe_utils"},
     {"round", "ceil", "capacity", "Megatron-LM, DeepSpeed"},
@@ -176,12 +177,13 @@ static void part_row(struct table *table, const struct part *part) {
 }
 
 static void rule_row(struct table *table, const struct bias_rule *rule) {
-    char needs[128];
+    char needs[128], rate[32];
+    snprintf(rate, sizeof rate, ", a rate (%g)", rule->rate);
     snprintf(needs, sizeof needs, "%s%s%s",
              rule->update      ? "batches"
              : rule->adds_bias ? "a captured bias"
                                : "-",
-             rule->needs_rate ? ", a rate" : "",
+             rule->needs_rate ? rate : "",
              rule->needs_scores ? ", the scores of a batch in memory"
              : rule->multiplies ? ", scores that are not negative"
                                 : "");
@@ -222,6 +224,12 @@ static void preset_row(struct table *table, const struct gate_preset *preset) {
     row(table, "preset", preset->name, preset->spec, needs, preset->source);
 }
 
+static bool is_rule(const char *name) {
+    for (const struct bias_rule *r = bias_rules; r->name; r++)
+        if (strcmp(r->name, name) == 0) return true;
+    return false;
+}
+
 /* All rows of that name or kind, or all rows; returns how many. */
 static int list_named(struct table *table, const char *name) {
     int64_t before = table_rows(table);
@@ -235,6 +243,10 @@ static int list_named(struct table *table, const char *name) {
     if (wanted(name, "loss", #loss)) row(table, "loss", #loss, formula, "replay --losses", source);
     LOSSES(X)
 #undef X
+    bool rule = table_rows(table) > before && name && is_rule(name); /* its letters */
+    for (const struct catalogue_row *r = catalogue_rows; r->kind; r++)
+        if (wanted(name, r->kind, r->name) || (rule && strcmp(r->name, "letters") == 0))
+            row(table, r->kind, r->name, r->meaning, r->needs, r->source);
     return (int)(table_rows(table) - before);
 }
 
@@ -321,6 +333,6 @@ static bool run(const struct command *command, int argc, char **argv, struct err
 const struct command command_gates = {
     .name = "gates",
     .arguments = "[NAME|SPEC...]",
-    .summary = "list gates, their parts, bias rules and losses; or explain one",
+    .summary = "list gates, their parts, bias rules, losses, dynamics and limits; or explain one",
     .example = "steelyard gates deepseek-v3,softmax,nobias",
     .run = run};

@@ -21,7 +21,7 @@ const struct bias_rule bias_rules[] = {
      .adds_bias = true,
      .update = bias_update_sign},
     {.name = "centred-sign",
-     .summary = "d = u sign(m - n); b += d - mean(d)",
+     .summary = "d = u sign(m - n); b += d - mean(d) over experts",
      .source = "torchtitan; Ling 2.0's training script",
      .needs_rate = true,
      .rate = 1e-3,
@@ -60,7 +60,8 @@ const struct bias_rule bias_rules[] = {
      .adds_bias = true,
      .update = bias_update_longcat},
     {.name = "quantile",
-     .summary = "b moves by u towards minus the dual prices of the batch (one round), centred",
+     .summary = "p_t = (k+1)-th largest of s + b over experts; y = (q+1)-th largest of s - p over "
+                "tokens, q = kT/E; b += u (mean(y) - y - b)",
      .source = "Megatron-LM quantile balancing; Kimi K3 report, arXiv 2607.24653 sec. 2.3.3",
      .needs_rate = true,
      .rate = 1,
@@ -70,7 +71,9 @@ const struct bias_rule bias_rules[] = {
      .state = 1,
      .update = bias_update_quantile},
     {.name = "bip",
-     .summary = "b = minus the dual prices of the batch, not below 0, after 4 rounds",
+     .summary =
+         "4 rounds of p_t = max(0, (k+1)-th largest of s + b), b = -max(0, (q+1)-th largest of "
+         "s - p over tokens), q = kT/E",
      .source = "BIP-based balancing, arXiv 2502.15451, Algorithm 1; there for the same batch",
      .adds_bias = true,
      .needs_scores = true,

@@ -548,8 +548,8 @@ static bool fill_rows(struct stream *s, struct err *err) {
                                    .document = unit->document,
                                    .parted = unit->parted};
         if (unit->losses)
-            losses_values(unit->losses, unit->count, run->batches[i]->ranks, run->batches[i]->sent,
-                          row->loss);
+            losses_values(unit->losses, unit->asked ? unit->asked_count : unit->count,
+                          run->batches[i]->ranks, run->batches[i]->sent, row->loss);
         row->has_losses = unit->losses != NULL;
         row->measures.variant = s->job->variants->variant[i].number;
         row->measures.layer = s->layer->layer;

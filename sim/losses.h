@@ -5,6 +5,9 @@
  * ranks, n_i tokens that chose expert i, P_i = mean over tokens of s_i / (sum of s + 1e-20), which
  * for softmax is the probability (Megatron-LM's form for the others).
  *
+ * Where a capacity drops choices, n_i and c_i count them before, as the sources do; t_d counts what
+ * is sent.
+ *
  * X(name, formula, source) */
 #ifndef SIM_LOSSES_H
 #define SIM_LOSSES_H

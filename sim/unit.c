@@ -74,6 +74,14 @@ static bool make_buffers(struct unit *unit, int64_t chunk, struct arena *arena) 
            (unit->batch || !batch);
 }
 
+/* Losses count choices before the drop (Mesh-TensorFlow, Megatron-LM). */
+static bool make_asked(struct unit *unit, size_t n, struct arena *arena) {
+    if (unit->gate.capacity == 0 || unit->gate.assign != ASSIGN_TOKEN) return true;
+    unit->asked = arena_alloc(arena, n, (size_t)unit->slots * sizeof *unit->asked);
+    unit->asked_count = arena_alloc(arena, (size_t)unit->experts, sizeof *unit->asked_count);
+    return unit->asked && unit->asked_count;
+}
+
 static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct arena *arena) {
     size_t experts = (size_t)setup->experts, k = (size_t)unit->slots;
     if (setup->hidden) return true;
@@ -85,6 +93,7 @@ static bool make_sums(struct unit *unit, const struct unit_setup *setup, struct 
         unit->losses = arena_alloc(arena, 1, sizeof *unit->losses);
         if (!unit->losses || !losses_init(unit->losses, arena, &unit->gate, setup->experts))
             return false;
+        if (!make_asked(unit, (size_t)setup->chunk, arena)) return false;
     }
     unit->first_sum = unit->shift + k;
     unit->second_sum = unit->shift + 2 * k;
@@ -173,6 +182,8 @@ static void route(struct unit *unit, const float *logits, const float *scores, i
         struct route_rows rows = rows_from(unit, from);
         route_thin(&unit->gate, &rows, n, out.expert, out.weight);
     }
+    if (unit->asked)
+        memcpy(unit->asked + from * k, out.expert, (size_t)(n * k) * sizeof *unit->asked);
     if (unit->batch) route_batch(&unit->gate, unit->experts, n, logits, scores, &out, unit->batch);
     if (unit->seen)
         memcpy(unit->seen + unit->batches[0]->filled * unit->experts, scores ? scores : logits,
@@ -448,10 +459,13 @@ static void add_full_mass(struct unit *unit, const struct unit_context *c,
 static void add_losses(struct unit *unit, const struct unit_context *c) {
     int k = unit->gate.topk;
     const struct unit *top = unit->top ? unit->top : unit;
+    const int32_t *expert = unit->asked ? unit->asked : unit->expert;
+    for (int64_t i = 0; unit->asked && i < c->n * unit->slots; i++)
+        if (unit->asked[i] != ROUTE_NONE) unit->asked_count[unit->asked[i]]++;
     for (int64_t t = 0; t < c->n; t++) {
         const struct losses_token token = {.score = c->scores + t * unit->experts,
                                            .logit = c->logits + t * unit->experts,
-                                           .first = unit->expert[t * unit->slots],
+                                           .first = expert[t * unit->slots],
                                            .top = top->expert + t * k,
                                            .document = c->ordered ? c->document[t] : -1};
         losses_add(unit->losses, &token);

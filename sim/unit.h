@@ -68,6 +68,9 @@ struct unit {
         *second_sum; /* [slots] of the weight at each rank, less its first value */
 
     struct losses *losses; /* NULL when not asked */
+    int32_t *asked;        /* [n,k] choices before a capacity dropped some: what losses look at;
+                              NULL: the same as expert */
+    int64_t *asked_count;  /* [E] of them over all tokens */
 
     struct batches **batches; /* [batch_sets] one per variant; the first drives the updates */
     int batch_sets;

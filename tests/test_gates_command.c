@@ -78,6 +78,11 @@ static void every_name_is_explained(void **state) {
     expect("noise", "noise");
     expect("second", "random");
     expect("seed", "seed");
+    expect("bias-option", "bias-rate");
+    expect("bias-option", "sign"); /* a rule is shown with its letters */
+    expect("dynamics", "settling_batches");
+    expect("reference", "optimum");
+    expect("not-replayable", "jitter");
     expect("devices", "devices");
 }
 

@@ -150,7 +150,8 @@ static void losses_are_their_formulas(void **state) {
     struct err err;
     struct kept kept;
     struct replay_options options = {.threads = 1, .chunk_tokens = 7, .losses = true};
-    struct variant_lists lists = {.ranks = &ranks, .ranks_count = 1};
+    static const char *const gates[] = {"native", "native,capacity=0.5:position"};
+    struct variant_lists lists = {.gates = {gates, 2}, .ranks = &ranks, .ranks_count = 1};
     double n[EXPERTS] = {0}, first[EXPERTS] = {0}, mass[EXPERTS] = {0}, sent[RANKS] = {0};
     double sequence = 0, z = 0, expected[LOSS_COUNT] = {0};
     (void)state;
@@ -203,7 +204,11 @@ static void losses_are_their_formulas(void **state) {
         if (fabs(kept.row[0].loss[i] - expected[i]) > 1e-5 * expected[i])
             fail_msg("%s: found %g, expected %g", loss_name((enum loss)i), kept.row[0].loss[i],
                      expected[i]);
+        /* what a capacity drops was asked for; less is sent */
+        double dropped = kept.row[1].loss[i] / kept.row[0].loss[i];
+        assert_true(i == LOSS_communication ? dropped < 0.9 : fabs(dropped - 1) < 1e-9);
     }
+    assert_true(kept.row[1].m.dropped > 0.2);
     kept_free(&kept);
     free(logits);
 }
