@@ -1,8 +1,9 @@
 /* route.c - from the logits of a token to its experts and their weights
  *
- * One token at a time through small steps: scores, choice scores, group mask, top-k, weights. The
- * loops over experts are in route_portable.c and route_avx512.c (same bits); the loops over the k
- * chosen are here and run in order of selection. */
+ * A block of tokens at a time through small steps: scores, choice scores, group mask, top-k,
+ * weights. The loops over experts are in route_portable.c and route_avx512.c (same bits); the loops
+ * over the k chosen are here and run in order of selection. Where a level can, a block goes through
+ * all steps at once (route_choose_avx512.c, route_keys_avx512.c; MATH.md section 13). */
 #include "router/route.h"
 
 #include <math.h>
