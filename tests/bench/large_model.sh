@@ -8,7 +8,7 @@
 # dropped before (root only). With 1G no whole layer fits. Prints CSV: bytes of the weights, bytes that the
 # capture read (all but the embeddings, whose rows it looks up), peak resident set (VmHWM), seconds, bytes
 # read per second, what dd reads of one cold shard just before, and a hash of the exported choices, weights,
-# logits and likelihoods: equal for equal TOKENS. Every byte of the files is real; values repeat every 64 MB.
+# their logits and likelihoods: equal for equal TOKENS. Every byte of the files is real; values repeat every 64 MB.
 # The checkpoint is removed at the end; one that lies in $STEELYARD_LARGE is used, or made there, and kept.
 set -eu
 LC_ALL=C
