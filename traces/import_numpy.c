@@ -248,8 +248,12 @@ static int trailing_number(const char *name) {
 
 static void read_logits(const struct logits_layer *layer, int64_t first, int64_t n, float *out) {
     const struct array *array = layer->array;
-    int64_t row = layer->experts, base = array->plane * layer->tokens;
-    npy_reals(&array->npy, (base + first) * row, n * row, out);
+    int64_t row = layer->experts, at = (array->plane * layer->tokens + first) * row;
+    npy_reals(&array->npy, at, n * row, out);
+    if (!array->map) return;
+    size_t item = (size_t)array->npy.item_bytes;
+    file_drop(array->map, (size_t)(array->npy.data - array->map->data) + (size_t)at * item,
+              (size_t)(n * row) * item);
 }
 
 static bool add_logits(struct array *array, struct logits_source *from, struct arena *arena,

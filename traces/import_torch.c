@@ -31,6 +31,11 @@ static int64_t element(const unsigned char *data, int bytes, int64_t i) {
     return (int64_t)(value << unused) >> unused;
 }
 
+/* Data of a mapping that were read may leave memory. */
+static void drop(const struct file_map *map, const unsigned char *data, int64_t bytes) {
+    file_drop(map, (size_t)(data - map->data), (size_t)bytes);
+}
+
 static const unsigned char *integers(const struct torch_file *file, const struct pickle *tensor,
                                      int rank, const char *name, int *bytes, struct err *err) {
     char kind = 0;
@@ -122,10 +127,11 @@ static bool add_record(const struct torch_file *file, const struct pickle *recor
     if (width < 1 || width > GATE_MAX_TOPK)
         return err_set(err, ERR_FORMAT, "topk_ids_of_layer: found %lld ids a token",
                        (long long)width);
-    for (int64_t l = 0; l < top->shape[0]; l++)
-        if (!add_record_layer(data + l * tokens * width * bytes, bytes, tokens, width, (int)l,
-                              build, err))
-            return false;
+    for (int64_t l = 0; l < top->shape[0]; l++) {
+        const unsigned char *layer = data + l * tokens * width * bytes;
+        if (!add_record_layer(layer, bytes, tokens, width, (int)l, build, err)) return false;
+        drop(&file->zip.map, layer, tokens * width * bytes);
+    }
     int32_t *ids = NULL;
     if (inputs && inputs->kind == PICKLE_LIST && inputs->count == tokens)
         ids = malloc(((size_t)tokens + 1) * sizeof *ids);
@@ -305,6 +311,7 @@ static bool open_records(const struct torch_file *file, const struct import_job 
 /* ---- router logits */
 
 struct plane {
+    const struct file_map *map; /* that the data lie in */
     const unsigned char *data;
     int bytes;
     char kind;
@@ -320,6 +327,7 @@ static void read_plane(const struct logits_layer *layer, int64_t first, int64_t 
         else
             memcpy(&out[i], at, 4);
     }
+    drop(plane->map, plane->data + first * e * plane->bytes, n * e * plane->bytes);
 }
 
 /* Every tensor below a value, in order; out == NULL: they are counted only. */
@@ -360,7 +368,7 @@ static bool add_tensor(const struct torch_file *file, const struct pickle *tenso
     for (int64_t p = 0; p < planes; p++) {
         struct plane *plane = arena_alloc(arena, 1, sizeof *plane);
         if (!plane) return err_memory(err, "layers");
-        *plane = (struct plane){data + p * tokens * experts * bytes, bytes, kind};
+        *plane = (struct plane){&file->zip.map, data + p * tokens * experts * bytes, bytes, kind};
         from->layers[from->count] = (struct logits_layer){
             .layer = from->count, .experts = (int)experts, .tokens = tokens, .array = plane};
         from->count++;
