@@ -57,7 +57,8 @@ struct seen {
 static void compare_blob(struct in_place *place, const unsigned char *blob, size_t bytes,
                          size_t row_bytes, struct seen *seen) {
     static unsigned char buffer[MOST_BYTES];
-    struct in_place_rows want = {.row_bytes = row_bytes, .align = 4, .buffer = buffer};
+    struct in_place_rows want = {
+        .row_bytes = row_bytes, .align = 4, .unit = row_bytes % 16 ? 1 : 16, .buffer = buffer};
     size_t n = 1, rows = bytes / row_bytes;
     for (want.first = 0; want.first < rows; want.first += n) {
         want.max = rows - want.first < 64 ? rows - want.first : 64;
@@ -69,6 +70,7 @@ static void compare_blob(struct in_place *place, const unsigned char *blob, size
         assert_in_range(n, 1, want.max);
         assert_memory_equal(at, blob + want.first * row_bytes, n * row_bytes);
         if (at != buffer) assert_int_equal((uintptr_t)at % 4, 0);
+        if (at != buffer) assert_int_equal(n % want.unit, n == want.max ? n % want.unit : 0);
         *(at == buffer ? &seen->copied : &seen->within) += (int64_t)n;
     }
 }
@@ -288,13 +290,39 @@ static void pieces_of_a_growing_and_a_closed_trace_are_its_rows(void **state) {
     free(logits);
 }
 
-/* A trace of ours has its rows where they can be used: else replays would be slower. */
-static void the_rows_of_a_closed_trace_are_within_its_pages(void **state) {
+/* Rows of the first block of router 1 within pages, for one copied. */
+static double share_within(const struct trace *trace, const float *logits) {
+    enum { MOST = 64 };
+    size_t row = (size_t)trace_layer(trace, 1)->experts * 4, within = 0, copied = 1, n;
+    size_t rows = (size_t)trace_block_tokens(trace);
+    struct db db;
+    test_ok(db_open(&db, path, DB_READ, &err), &err);
+    struct in_place *place = in_place_open(&db, "chunk");
+    assert_non_null(place);
+    test_ok(in_place_find(place, 1, SCORES, rows * row), &err);
+    struct in_place_rows want = {
+        .row_bytes = row, .align = 4, .unit = 1, .buffer = malloc(MOST * row)};
+    for (; want.first < rows; want.first += n) {
+        want.max = rows - want.first < MOST ? rows - want.first : MOST;
+        const unsigned char *at = in_place_rows(place, &want, &n);
+        assert_non_null(at);
+        assert_memory_equal(at, (const char *)logits + want.first * row, n * row);
+        *(at == want.buffer ? &copied : &within) += n;
+    }
+    in_place_close(place);
+    db_close(&db);
+    free(want.buffer);
+    return (double)within / (double)copied;
+}
+
+/* Else replays would be slower. */
+static void the_rows_of_small_and_large_traces_are_within_their_pages(void **state) {
     (void)state;
-    enum { EXPERTS = 256, TOKENS = 1024 };
+    enum { EXPERTS = 512 };
+    static const int64_t tokens[] = {1024, 16384}; /* the larger has 64 MiB of scores */
     struct rng rng;
     rng_init(&rng, 3);
-    float *logits = random_logits(&rng, TOKENS, EXPERTS, 1);
+    float *logits = random_logits(&rng, tokens[1], EXPERTS, 1);
     const float *of_layer[] = {logits, logits};
     struct source_arrays arrays = {.logits = of_layer};
     struct source_layer layers[2] = {{.layer = 1, .experts = EXPERTS},
@@ -302,33 +330,22 @@ static void the_rows_of_a_closed_trace_are_within_its_pages(void **state) {
     struct source source;
     for (int r = 0; r < 2; r++)
         test_ok(gate_parse("sigmoid,topk=8,norm=sum", NULL, &layers[r].native, &err), &err);
-    source_of_arrays(&source, &arrays, TOKENS, layers, 2);
-    snprintf(path, sizeof path, "%s/run.db", test_folder("in-place"));
-    write_random_trace(path, &source, TRACE_SCORES);
-    struct trace *trace = trace_open(path, &err);
-    test_ok(trace, &err);
-    int64_t bytes = trace_block_tokens(trace) * EXPERTS * 4, within = 0, copied = 0;
-    struct db db;
-    test_ok(db_open(&db, path, DB_READ, &err), &err);
-    struct in_place *place = in_place_open(&db, "chunk");
-    assert_non_null(place);
-    test_ok(in_place_find(place, 1, SCORES, (size_t)bytes), &err);
-    float *buffer = malloc(64 * EXPERTS * sizeof *buffer);
-    struct in_place_rows want = {
-        .row_bytes = EXPERTS * 4, .align = 4, .buffer = (unsigned char *)buffer};
-    for (size_t n, rows = (size_t)trace_block_tokens(trace); want.first < rows; want.first += n) {
-        want.max = rows - want.first < 64 ? rows - want.first : 64;
-        const unsigned char *at = in_place_rows(place, &want, &n);
-        assert_non_null(at);
-        assert_memory_equal(at, logits + want.first * EXPERTS, n * EXPERTS * 4);
-        *(at == want.buffer ? &copied : &within) += (int64_t)n;
+    for (int i = 0; i < 2; i++) {
+        size_t len;
+        source_of_arrays(&source, &arrays, tokens[i], layers, 2);
+        snprintf(path, sizeof path, "%s/run.db", test_folder("in-place"));
+        write_random_trace(path, &source, TRACE_SCORES);
+        unsigned char *head = (unsigned char *)file_read(path, 1 << 28, &len, &err);
+        test_ok(head, &err);
+        assert_int_equal(head[16] << 8 | head[17], i ? 1 : 16384); /* 1 stands for 65536 */
+        free(head);
+        struct trace *trace = trace_open(path, &err);
+        test_ok(trace, &err);
+        double share = share_within(trace, logits);
+        if (share < (i ? 20 : 4)) fail_msg("%d: found %g rows within for one copied", i, share);
+        trace_free(trace);
     }
-    if (within < 10 * copied)
-        fail_msg("found %d rows in place, %d copied", (int)within, (int)copied);
-    in_place_close(place);
-    db_close(&db);
-    trace_free(trace);
-    free(buffer);
+    test_folder("in-place");
     free(logits);
 }
 
@@ -339,7 +356,7 @@ int test_in_place(void) {
         cmocka_unit_test(what_the_file_alone_cannot_tell_is_left_to_sqlite),
         cmocka_unit_test(damaged_files_give_what_sqlite_reads_or_nothing),
         cmocka_unit_test(pieces_of_a_growing_and_a_closed_trace_are_its_rows),
-        cmocka_unit_test(the_rows_of_a_closed_trace_are_within_its_pages),
+        cmocka_unit_test(the_rows_of_small_and_large_traces_are_within_their_pages),
     };
     return cmocka_run_group_tests_name("in_place", tests, NULL, NULL);
 }

@@ -12,7 +12,10 @@
 #include "traces/in_place.h"
 #include "traces/internal.h"
 
-enum { CHUNK_SCORES = 2 }; /* the column's place in `chunk` */
+enum {
+    CHUNK_SCORES = 2, /* the column's place in `chunk` */
+    TOGETHER = 16     /* tokens that the router takes at once */
+};
 
 /* A moving handle on one blob column of `chunk`. */
 struct column {
@@ -125,6 +128,7 @@ static const unsigned char *rows_in_place(struct trace_cursor *cursor, int64_t b
     const struct in_place_rows want = {
         .row_bytes = row,
         .align = cursor->trace->capture.store == TRACE_F32 ? sizeof(float) : 1,
+        .unit = TOGETHER,
         .first = (size_t)from,
         .max = (size_t)max,
         .buffer = cursor->raw};

@@ -329,12 +329,16 @@ const unsigned char *in_place_rows(struct in_place *place, const struct in_place
     size_t whole = (size_t)(in.end - in.at) / want->row_bytes;
     if (!in.at) return NULL;
     bool aligned = (uintptr_t)in.at % want->align == 0;
-    if (aligned && whole > 0) {
-        *n = whole < want->max ? whole : want->max;
+    if (aligned && whole >= want->unit) {
+        *n = whole < want->max ? whole - whole % want->unit : want->max;
         return in.at;
     }
-    /* a row on the border of two pages alone, unless nothing would be gained */
-    bool pays = from < place->local_bytes || (aligned && 4 * want->row_bytes < place->usable);
-    *n = pays && whole + 1 < want->max ? whole + 1 : want->max;
+    /* the rows around a border alone, unless hardly any would be left between two borders */
+    bool pays = aligned && 2 * want->unit * want->row_bytes < place->usable;
+    if (pays || from < place->local_bytes)
+        *n = (whole + want->unit) / want->unit * want->unit;
+    else
+        *n = want->max;
+    if (*n > want->max) *n = want->max;
     return copy(place, from, *n * want->row_bytes, want->buffer) ? want->buffer : NULL;
 }

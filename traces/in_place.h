@@ -35,6 +35,7 @@ bool in_place_find(struct in_place *place, int64_t rowid, int column, size_t byt
 struct in_place_rows {
     size_t row_bytes;
     size_t align;          /* that a pointer into the pages must have to be handed out */
+    size_t unit;           /* rows that are best used together */
     size_t first, max;     /* rows wanted, at least 1; all within the blob */
     unsigned char *buffer; /* [max * row_bytes] for rows that do not lie in one piece */
 };

@@ -23,10 +23,14 @@
 #include "traces/internal.h"
 #include "traces/same.h"
 
-/* Unused bytes at the end of each page. With them the part of a chunk's record that stays in the
- * b-tree is 2028 bytes, a multiple of 4 (2031 without), so that the floats in the pages behind are
- * aligned and can be used in place (in_place.h). 0.15 % of the file. */
-enum { RESERVED_BYTES = 24 };
+/* Large traces have the largest pages: the kernel maps a file the faster the larger its pages were
+ * written (a first pass takes two thirds of the time), and fewer tokens lie across two pages. Small
+ * ones would be mostly empty pages.
+ *
+ * Unused bytes at the end of each page make the part of a chunk's record that stays in the b-tree a
+ * multiple of 4 (2028 and 8196 bytes; 2031 and 8199 without), so that the floats in the pages
+ * behind are aligned and can be used in place (in_place.h). */
+enum { PAGE_BYTES = 16384, LARGE_PAGE_BYTES = 65536, LARGE_BYTES = 64 << 20, RESERVED_BYTES = 24 };
 
 enum { BLOCK_TARGET_BYTES = 512 << 10, BLOCK_MIN_TOKENS = 16, BLOCK_MOST_TOKENS = 4096 };
 
@@ -239,6 +243,17 @@ bool trace_insert_setup(struct db *db, const struct trace_setup *setup, const ch
            hash_tables_insert(db, setup, err) && insert_documents(db, setup, err);
 }
 
+static int choose_page_bytes(const struct trace_setup *setup) {
+    double tokens = 0, bytes = 0;
+    for (int64_t d = 0; d < setup->document_count; d++)
+        tokens += (double)setup->documents[d].tokens;
+    for (int r = 0; r < setup->layer_count; r++)
+        if (setup->layers[r].holds == TRACE_SCORES)
+            bytes +=
+                tokens * setup->layers[r].experts * (double)trace_store_bytes(setup->capture.store);
+    return bytes >= LARGE_BYTES ? LARGE_PAGE_BYTES : PAGE_BYTES;
+}
+
 /* Schema and setup in one transaction: a killed creation leaves an empty database, nothing between.
  */
 static bool fill_new(struct trace *trace, const struct trace_setup *setup, struct err *err) {
@@ -246,7 +261,7 @@ static bool fill_new(struct trace *trace, const struct trace_setup *setup, struc
     char identity[65];
     int reserved = RESERVED_BYTES;
     trace_setup_identity(setup, identity);
-    if (!db_exec(db, "PRAGMA page_size = 16384", err)) return false;
+    if (!db_execf(db, err, "PRAGMA page_size = %d", choose_page_bytes(setup))) return false;
     sqlite3_file_control(db->handle, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserved);
     return db_exec(db, "PRAGMA journal_mode = WAL; BEGIN IMMEDIATE", err) &&
            db_exec(db, embed_traces_schema_sql, err) &&

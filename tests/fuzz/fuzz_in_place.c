@@ -15,13 +15,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 enum { MOST_BLOB = 1 << 16, MOST_ROWS = 16 };
 
 struct shape {
-    size_t row_bytes, most;
+    size_t row_bytes, most, unit;
 };
 
 /* The cursor asks SQLite for the row first, so that only rows which it finds count. */
 static void compare(struct in_place *place, sqlite3_blob *blob, struct shape shape) {
     static unsigned char buffer[MOST_ROWS * 256], expected[MOST_ROWS * 256];
-    struct in_place_rows want = {.row_bytes = shape.row_bytes, .align = 4, .buffer = buffer};
+    struct in_place_rows want = {
+        .row_bytes = shape.row_bytes, .align = 4, .unit = shape.unit, .buffer = buffer};
     size_t rows = (size_t)sqlite3_blob_bytes(blob) / shape.row_bytes, n = 1;
     if (rows > MOST_BLOB / shape.row_bytes) rows = MOST_BLOB / shape.row_bytes;
     for (; want.first < rows; want.first += n) {
@@ -63,7 +64,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (sqlite3_deserialize(
             db.handle, "main", image, (sqlite3_int64)(size - 1), (sqlite3_int64)(size - 1),
             last & 1 ? SQLITE_DESERIALIZE_RESIZEABLE : SQLITE_DESERIALIZE_READONLY) == SQLITE_OK)
-        compare_image(&db, (struct shape){4 * (1 + (last >> 1 & 63)), last & 128 ? MOST_ROWS : 1});
+        compare_image(&db, (struct shape){4 * (1 + (last >> 1 & 63)), last & 128 ? MOST_ROWS : 1,
+                                          last & 2 ? 4 : 1});
     db_close(&db);
     free(image);
     return 0;
