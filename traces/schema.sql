@@ -3,7 +3,7 @@
 -- One file is one trace: a model, its documents and tokens, its routers and, per router and block of
 -- tokens, the raw router logits. The tables result_* hold the last replay (in a RESULT.db there are no
 -- tokens and chunks, only what a report needs). Read through the views; they are the contract.
--- The same text makes RUN.db and RESULT.db. 16 KiB pages; WAL while a capture writes, one file after.
+-- The same text makes RUN.db and RESULT.db. 16 KiB pages, 64 KiB in large traces; WAL while a capture writes, one file after.
 PRAGMA application_id = 1398033497; -- 'STLY'
 PRAGMA user_version = 2;
 

@@ -3,7 +3,7 @@
  * A pass is one transaction in WAL mode: what was committed survives a kill, what was not leaves no
  * trace of itself. Pieces of logits are gathered per router until a block is full. Blocks hold
  * about 512 KiB of f32 scores (chunks of this size write and scan at the rate of raw blobs and
- * waste under 1 % of a file; one row per token and layer is 1.5-2 times slower). A lock on the file
+ * waste under 2 % of a file; one row per token and layer is 1.5-2 times slower). A lock on the file
  * itself (flock, independent of SQLite's locks) keeps a second writer out; its descriptor is closed
  * after SQLite's, which would otherwise lose its own locks. */
 #include <errno.h>
