@@ -339,8 +339,8 @@ static struct pickle *dtype(struct reader *r, const struct pickle *arguments) {
 static struct pickle *scalar(struct reader *r, const struct pickle *arguments) {
     struct pickle **a = arguments->items, *p = value(r, PICKLE_OPAQUE);
     if (!p || arguments->count != 2 || a[0]->kind != PICKLE_TEXT || !a[0]->type ||
-        a[1]->kind != PICKLE_TEXT || (*a[0]->text != 'i' && *a[0]->text != 'u') ||
-        a[1]->len < 1 || a[1]->len > 8)
+        a[1]->kind != PICKLE_TEXT || (*a[0]->text != 'i' && *a[0]->text != 'u') || a[1]->len < 1 ||
+        a[1]->len > 8)
         return p;
     uint64_t bits = 0;
     size_t n = a[1]->len;
