@@ -280,6 +280,12 @@ static struct block one_token(const struct block *b, int t) {
     return one;
 }
 
+/* The bits of the block's tokens. Not left to the kernels: GCC 12 spills a mask of 16 lanes as two
+ * bytes, reads four back and holds the upper half for zero. */
+static unsigned tokens_of(unsigned bits, const struct block *b) {
+    return bits & ((1u << b->tokens) - 1);
+}
+
 /* choose_in_steps, all at once for as many tokens as that way can. Returns the tokens, one bit
  * each, that have their weights too. */
 static unsigned choose(const struct route_kernels *run, const struct block *b, const float *score) {
@@ -290,7 +296,7 @@ static unsigned choose(const struct route_kernels *run, const struct block *b, c
         choose_and_cut(run, b, score);
         return 0;
     }
-    if (run->choose) left = run->choose(&job);
+    if (run->choose) left = tokens_of(run->choose(&job), b);
     if (left == all) choose_in_steps(run, b, score);
     for (unsigned rest = left == all ? 0 : left; rest; rest &= rest - 1) {
         int t = __builtin_ctz(rest);
@@ -402,8 +408,9 @@ static void route_table(const struct route_kernels *run, const struct block *b) 
 static bool route_straight(const struct route_kernels *run, const struct block *b) {
     struct route_groups groups;
     struct route_job job = job_of(b, NULL, &groups);
-    unsigned left = run->choose_logits ? run->choose_logits(&job) : 0;
-    if (!run->choose_logits || left == (1u << b->tokens) - 1) return false;
+    if (!run->choose_logits) return false;
+    unsigned left = tokens_of(run->choose_logits(&job), b);
+    if (left == (1u << b->tokens) - 1) return false;
     if (b->out.escape) memset(b->out.escape, 0, (size_t)b->tokens);
     for (; left; left &= left - 1) {
         const struct block one = one_token(b, __builtin_ctz(left));
