@@ -6,22 +6,32 @@
 
 #include "tests/test.h"
 
-void small_world_make(struct small_world *world, uint64_t seed, int layers, int64_t tokens) {
-    struct rng rng;
+static void make_layers(struct small_world *world, struct rng *rng, double scale, const char *gate,
+                        int layers, int64_t tokens) {
     struct err err;
     *world = (struct small_world){0};
-    rng_init(&rng, seed);
     for (int l = 0; l < layers; l++) {
-        world->logits[l] = random_logits(&rng, tokens, WORLD_EXPERTS, 1.2);
-        world->layers[l] = (struct source_layer){
-            .layer = 2 * l + 1, .experts = WORLD_EXPERTS, .bias = world->bias};
-        test_ok(gate_parse("sigmoid,bias,groups=4:2:top2sum,topk=4,norm=sum:1e-20,scale=2.5", NULL,
-                           &world->layers[l].native, &err),
-                &err);
+        world->logits[l] = random_logits(rng, tokens, WORLD_EXPERTS, scale);
+        world->layers[l] = (struct source_layer){.layer = 2 * l + 1, .experts = WORLD_EXPERTS};
+        test_ok(gate_parse(gate, NULL, &world->layers[l].native, &err), &err);
+        if (world->layers[l].native.bias) world->layers[l].bias = world->bias;
     }
-    for (int e = 0; e < WORLD_EXPERTS; e++) world->bias[e] = (float)(0.05 * rng_normal(&rng));
     world->arrays.logits = (const float *const *)world->logits;
     source_of_arrays(&world->source, &world->arrays, tokens, world->layers, layers);
+}
+
+void small_world_make(struct small_world *world, uint64_t seed, int layers, int64_t tokens) {
+    struct rng rng;
+    rng_init(&rng, seed);
+    make_layers(world, &rng, 1.2, "sigmoid,bias,groups=4:2:top2sum,topk=4,norm=sum:1e-20,scale=2.5",
+                layers, tokens);
+    for (int e = 0; e < WORLD_EXPERTS; e++) world->bias[e] = (float)(0.05 * rng_normal(&rng));
+}
+
+void plain_world_make(struct small_world *world, int64_t tokens) {
+    struct rng rng;
+    rng_init(&rng, 65);
+    make_layers(world, &rng, 1.5, "softmax,topk=4", 2, tokens);
 }
 
 void small_world_free(struct small_world *world) {

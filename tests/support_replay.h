@@ -9,8 +9,7 @@
 
 enum { KEPT_EXPERTS = 512 };
 
-/* Two or three routers of 16 experts, random logits and a bias, DeepSeek-V3's gate: small enough to
- * replay in every way. */
+/* Two or three routers of 16 experts and random logits: small enough to replay in every way. */
 enum { WORLD_EXPERTS = 16, WORLD_MOST_LAYERS = 3 };
 struct small_world {
     float *logits[WORLD_MOST_LAYERS]; /* [tokens, WORLD_EXPERTS] each */
@@ -19,7 +18,10 @@ struct small_world {
     struct source_arrays arrays;
     struct source source;
 };
+/* With DeepSeek-V3's gate and a bias. */
 void small_world_make(struct small_world *world, uint64_t seed, int layers, int64_t tokens);
+/* Two layers, softmax,topk=4, no bias. */
+void plain_world_make(struct small_world *world, int64_t tokens);
 void small_world_free(struct small_world *world);
 
 /* A copy of a replay_row. */

@@ -500,32 +500,7 @@ static void equal_loads_are_claimed_where_they_are_proved(void **state) {
 
 /* ---- in a replay */
 
-enum { TOKENS = 700, EXPERTS = 16, LAYERS = 2 };
-
-struct world {
-    float *logits[LAYERS];
-    struct source_layer layer[LAYERS];
-    struct source_arrays arrays;
-    struct source source;
-};
-
-static void world_init(struct world *w) {
-    struct rng rng;
-    struct err err;
-    memset(w, 0, sizeof *w);
-    rng_init(&rng, 65);
-    for (int l = 0; l < LAYERS; l++) {
-        w->logits[l] = random_logits(&rng, TOKENS, EXPERTS, 1.5);
-        w->layer[l] = (struct source_layer){.layer = l, .experts = EXPERTS};
-        test_ok(gate_parse("softmax,topk=4", NULL, &w->layer[l].native, &err), &err);
-    }
-    w->arrays.logits = (const float *const *)w->logits;
-    source_of_arrays(&w->source, &w->arrays, TOKENS, w->layer, LAYERS);
-}
-
-static void world_free(struct world *w) {
-    for (int l = 0; l < LAYERS; l++) free(w->logits[l]);
-}
+enum { TOKENS = 700, EXPERTS = WORLD_EXPERTS, LAYERS = 2 };
 
 static const char *const some_gates[] = {
     "native",
@@ -548,11 +523,11 @@ static const struct kept_row *row_at(const struct kept *kept, int layer, int gat
 }
 
 static void replay_conserves_and_bounds_loads(void **state) {
-    struct world w;
+    struct small_world w;
     struct kept kept;
     struct replay_options options = {.threads = 1, .documents = false};
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     kept_run(&kept, &sweep, &w.source, &options);
     for (int i = 0; i < LAYERS * GATES * 3; i++) {
         int gate = i / 3 % GATES;
@@ -574,17 +549,17 @@ static void replay_conserves_and_bounds_loads(void **state) {
     }
     assert_true(row_at(&kept, 0, 1, 2)->m.dropped != row_at(&kept, 0, 1, 1)->m.dropped);
     kept_free(&kept);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 static void threads_chunks_and_company_change_no_bit(void **state) {
     static const struct replay_options options[] = {
         {.threads = 1, .chunk_tokens = 1}, {.threads = 4, .chunk_tokens = 37}, {.threads = 2}};
-    struct world w;
+    struct small_world w;
     struct kept first, other;
     struct err err;
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     int64_t *order = replay_shuffle(TOKENS, 4, &err);
     for (int shuffled = 0; shuffled < 2; shuffled++) {
         for (int o = 0; o < 3; o++) {
@@ -607,7 +582,7 @@ static void threads_chunks_and_company_change_no_bit(void **state) {
         kept_free(&first);
     }
     free(order);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 /* C >= T drops nothing; one batch of everything is the batch router itself. */
@@ -618,11 +593,11 @@ static void a_replay_of_one_batch_is_the_router(void **state) {
     struct variant_lists lists = {.gates = {gates, 3}, .batch_tokens = &batch, .batch_count = 1};
     struct replay_options options = {.threads = 1, .chunk_tokens = 64};
     struct gate gate = parse("softmax,topk=4,capacity=0.5:priority");
-    struct world w;
+    struct small_world w;
     struct kept kept;
     int64_t load[EXPERTS] = {0};
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     kept_run(&kept, &lists, &w.source, &options);
     assert_memory_equal(kept.row[0].tokens, kept.row[1].tokens, sizeof kept.row[0].tokens);
     assert_true(kept.row[0].m.dropped == 0);
@@ -632,7 +607,7 @@ static void a_replay_of_one_batch_is_the_router(void **state) {
     for (int e = 0; e < EXPERTS; e++) assert_int_equal(kept.row[2].tokens[e], load[e]);
     batch_free(&r);
     kept_free(&kept);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 static void a_bias_rule_sees_what_was_kept(void **state) {
@@ -646,22 +621,22 @@ static void a_bias_rule_sees_what_was_kept(void **state) {
                                   .batch_tokens = &batch,
                                   .batch_count = 1};
     struct replay_options options = {.threads = 1};
-    struct world w;
+    struct small_world w;
     struct kept kept;
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     kept_run(&kept, &lists, &w.source, &options);
     assert_true(kept.row[1].has_bias && kept.row[1].m.dropped < kept.row[0].m.dropped);
     kept_free(&kept);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 static void the_command_shows_and_refuses(void **state) {
-    struct world w;
+    struct small_world w;
     struct str line = {0};
     char path[600], *out = NULL, *errors = NULL;
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     snprintf(path, sizeof path, "%s/run.db", test_folder("batch"));
     write_random_trace(path, &w.source, TRACE_SCORES);
     str_printf(&line,
@@ -686,7 +661,7 @@ static void the_command_shows_and_refuses(void **state) {
     assert_non_null(strstr(errors, "left out: the gate looks ahead in its batch"));
     free(errors);
     str_free(&line);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 int test_batch(void);

@@ -10,32 +10,7 @@
 #include "tests/support_trace.h"
 #include "tests/test.h"
 
-enum { TOKENS = 700, EXPERTS = 16, LAYERS = 2 };
-
-struct world {
-    float *logits[LAYERS];
-    struct source_layer layer[LAYERS];
-    struct source_arrays arrays;
-    struct source source;
-};
-
-static void world_init(struct world *w) {
-    struct rng rng;
-    struct err err;
-    memset(w, 0, sizeof *w);
-    rng_init(&rng, 65);
-    for (int l = 0; l < LAYERS; l++) {
-        w->logits[l] = random_logits(&rng, TOKENS, EXPERTS, 1.5);
-        w->layer[l] = (struct source_layer){.layer = l, .experts = EXPERTS};
-        test_ok(gate_parse("softmax,topk=4", NULL, &w->layer[l].native, &err), &err);
-    }
-    w->arrays.logits = (const float *const *)w->logits;
-    source_of_arrays(&w->source, &w->arrays, TOKENS, w->layer, LAYERS);
-}
-
-static void world_free(struct world *w) {
-    for (int l = 0; l < LAYERS; l++) free(w->logits[l]);
-}
+enum { TOKENS = 700, EXPERTS = WORLD_EXPERTS, LAYERS = 2 };
 
 /* Share of choices dropped by a gate in the step of the first cell, and its time. */
 static double throughput(const char *path, const char *arguments, const char *column) {
@@ -63,10 +38,10 @@ static double throughput(const char *path, const char *arguments, const char *co
 }
 
 static void throughput_takes_the_drops_and_the_padding(void **state) {
-    struct world w;
+    struct small_world w;
     char path[600];
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     snprintf(path, sizeof path, "%s/run.db", test_folder("batch"));
     write_random_trace(path, &w.source, TRACE_SCORES);
     static const char plain[] = "--gate native --phase train --tokens 64";
@@ -80,7 +55,7 @@ static void throughput_takes_the_drops_and_the_padding(void **state) {
     test_near(throughput(path, padded, "rank_max"), throughput(path, padded, "rank_mean"), 1e-12);
     test_near(throughput(path, padded, "rank_max"), 64 * 4, 1e-12);
     test_near(throughput(path, padded, "dropped"), dropped, 1e-12);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 /* Experts of a token, mean over tokens and layers, in a replay. */
@@ -104,10 +79,10 @@ static void throughput_counts_the_experts_that_a_token_has(void **state) {
     static const char *const gates[] = {
         "native,nobias,groups=none,topp=0.4", "native,nobias,threshold=0.08",
         "native,nobias,groups=none,assign=expert", "softmax,topk=2,second=random"};
-    struct world w;
+    struct small_world w;
     char path[600];
     (void)state;
-    world_init(&w);
+    plain_world_make(&w, TOKENS);
     snprintf(path, sizeof path, "%s/run.db", test_folder("batch"));
     write_random_trace(path, &w.source, TRACE_SCORES);
     double tokens = (double)(w.source.tokens / 4 * 4);
@@ -126,7 +101,7 @@ static void throughput_counts_the_experts_that_a_token_has(void **state) {
     snprintf(arguments, sizeof arguments, "--gate %s --phase prefill --tokens %.0f", gates[2],
              tokens / 4);
     test_near(throughput(path, arguments, "max(rank_max / rank_mean)"), 1, 0.01);
-    world_free(&w);
+    small_world_free(&w);
 }
 
 int test_throughput_gates(void);
