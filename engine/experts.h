@@ -5,7 +5,7 @@
  * over all stretches: attention, and experts_route puts the feed-forward's inputs and every token's
  * choices aside. The second goes over the experts: experts_group loads as many as there is memory
  * for and adds what they give to the sums of all tokens. The third goes over the stretches again:
- * ffn_forward completes the sums (experts_finish). T tokens of the pass, k the most choices. */
+ * experts_finish completes the sums. T tokens of the pass, k the most choices. */
 #ifndef ENGINE_EXPERTS_H
 #define ENGINE_EXPERTS_H
 

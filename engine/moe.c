@@ -10,8 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/experts.h"
-
 enum { ROUTE_BLOCK = 64 };
 
 /* A slot of a token that has fewer experts than slots: it lies behind all that have a row. */
@@ -336,7 +334,6 @@ bool ffn_forward(struct forward *f, const struct ffn_spec *spec, const struct ff
                  const struct route_target *target, const float *in, float *out) {
     int64_t hidden = f->spec->hidden;
     bool ok = true;
-    if (spec->experts && f->experts) return experts_finish(f->experts, f, spec, weights, out);
     for (int64_t first = 0; first < f->tokens && ok; first += MIXTURE_TOKENS) {
         int64_t tokens = f->tokens - first;
         if (tokens > MIXTURE_TOKENS) tokens = MIXTURE_TOKENS;

@@ -192,6 +192,14 @@ static struct route_target target_of(const struct pass *p, int step) {
                                  p->sink};
 }
 
+/* ffn_forward, or its last step where the experts of all stretches have been gone through. */
+static bool feed_forward(struct forward *f, const struct ffn_spec *spec,
+                         const struct ffn_weights *weights, const struct route_target *target,
+                         const float *in, float *out) {
+    if (spec->experts && f->experts) return experts_finish(f->experts, f, spec, weights, out);
+    return ffn_forward(f, spec, weights, target, in, out);
+}
+
 /* The feed-forward half. given[M,H]: its normed input, where that is known already. */
 static bool feed(struct pass *p, struct forward *f, int step, const struct layer_weights *w,
                  const float *given) {
@@ -201,9 +209,9 @@ static bool feed(struct pass *p, struct forward *f, int step, const struct layer
     struct half h = {f, &layer->feed, &w->feed_in, &w->feed_out, p->hidden + at, NULL, NULL};
     if (!half_begin(&h, given)) return false;
     if (layer->side.experts &&
-        !ffn_forward(f, &layer->side, &w->side, &target, h.normed, p->stash + at))
+        !feed_forward(f, &layer->side, &w->side, &target, h.normed, p->stash + at))
         return false;
-    if (!ffn_forward(f, &layer->ffn, &w->ffn, &target, h.normed, h.result)) return false;
+    if (!feed_forward(f, &layer->ffn, &w->ffn, &target, h.normed, h.result)) return false;
     half_end(&h);
     if (layer->side_joins) add_residual(f, (struct residual){h.x, h.x, p->stash + at, 1, 1});
     return true;
