@@ -1,9 +1,12 @@
 /* support_program.c - runs the program under test, and compares what it wrote */
 #include "tests/support_program.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
 
 #include "base/file.h"
 #include "base/rng.h"
@@ -45,6 +48,17 @@ void runs(const char *format, ...) {
     va_end(list);
     if (program(&errors, "%s", arguments) != 0) fail_msg("steelyard %s: %s", arguments, errors);
     free(errors);
+}
+
+bool killed_after(pid_t child, int64_t us) {
+    struct timespec delay = {us / 1000000, us % 1000000 * 1000};
+    int status;
+    assert_true(child > 0);
+    nanosleep(&delay, NULL);
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (WIFEXITED(status)) assert_int_equal(WEXITSTATUS(status), 0);
+    return WIFSIGNALED(status);
 }
 
 /* Fails with this status, and says `expected`. */

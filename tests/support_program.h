@@ -2,6 +2,10 @@
 #ifndef TESTS_SUPPORT_PROGRAM_H
 #define TESTS_SUPPORT_PROGRAM_H
 
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
 #include "base/err.h"
 
 /* Makes an empty folder of this name the test's place. */
@@ -17,6 +21,10 @@ int program(char **errors, const char *format, ...) ERR_PRINTF(2, 3);
 void runs(const char *format, ...) ERR_PRINTF(1, 2);
 /* Must fail with this status, and say `expected`. */
 void refuses(int status, const char *expected, const char *format, ...) ERR_PRINTF(3, 4);
+
+/* Kills a child after so many microseconds; false when it had ended by itself, which must be with
+ * status 0. */
+bool killed_after(pid_t child, int64_t us);
 
 /* All content of a database as text, owned. */
 char *dump(const char *path);

@@ -222,14 +222,7 @@ static bool start_and_kill(const char *ids, const char *out, int64_t us) {
               "--pass-tokens", "100", "--threads", "1", "--resume", (char *)NULL);
         _exit(127);
     }
-    assert_true(pid > 0);
-    struct timespec delay = {us / 1000000, us % 1000000 * 1000};
-    nanosleep(&delay, NULL);
-    kill(pid, SIGKILL);
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    if (WIFEXITED(status)) assert_int_equal(WEXITSTATUS(status), 0);
-    return WIFSIGNALED(status);
+    return killed_after(pid, us);
 }
 
 static void a_capture_killed_fifty_times_resumes_to_the_same_content(void **state) {

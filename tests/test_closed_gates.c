@@ -9,23 +9,15 @@
 #include "base/rng.h"
 #include "base/safetensors.h"
 #include "router/route.h"
+#include "tests/support_program.h"
 #include "tests/support_replay.h"
 #include "traces/choices.h"
 
 #define MODEL "tests/golden/deepseek_v3"
 enum { EXPERTS = 32, VOCAB = 320, WINDOWS = 5, WINDOW = 90, TOPK = 4 };
 
-static const char *folder;
-
-static const char *at(const char *name) {
-    static char paths[8][512];
-    static int turn;
-    char *path = paths[turn++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
-static void write_ids(const char *name, uint64_t seed) {
+/* Windows of ids of which low ones are more frequent. */
+static void write_skewed_ids(const char *name, uint64_t seed) {
     struct rng rng;
     FILE *file = fopen(at(name), "w");
     assert_non_null(file);
@@ -38,9 +30,9 @@ static void write_ids(const char *name, uint64_t seed) {
 
 static int begin(void **state) {
     (void)state;
-    folder = test_folder("closed_gates");
-    write_ids("ids.txt", 4);
-    write_ids("more.txt", 5);
+    enter("closed_gates");
+    write_skewed_ids("ids.txt", 4);
+    write_skewed_ids("more.txt", 5);
     return 0;
 }
 

@@ -11,53 +11,16 @@
 #include "base/str.h"
 #include "router/stream.h"
 #include "sim/compare.h"
+#include "tests/support_program.h"
 #include "tests/support_replay.h"
 #include "traces/loop.h"
 
 #define MODEL "tests/golden/deepseek_v3"
 
-static const char *folder;
-
-static const char *at(const char *name) {
-    static char paths[8][512];
-    static int turn;
-    char *path = paths[turn++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
-/* Runs `steelyard ARGUMENTS`; its exit status, and its errors (owned). */
-static int program(char **errors, const char *format, va_list list) {
-    char command[3000];
-    int n = snprintf(command, sizeof command, "%s ", test_program());
-    vsnprintf(command + n, sizeof command - (size_t)n, format, list);
-    return test_run(command, NULL, errors);
-}
-
-static void runs(const char *format, ...) {
-    char *errors;
-    va_list list;
-    va_start(list, format);
-    if (program(&errors, format, list) != 0) fail_msg("%s: %s", format, errors);
-    va_end(list);
-    free(errors);
-}
-
-static void refuses(int status, const char *expected, const char *format, ...) {
-    char *errors;
-    va_list list;
-    va_start(list, format);
-    int found = program(&errors, format, list);
-    va_end(list);
-    if (found != status || !strstr(errors, expected))
-        fail_msg("%s: exit %d, '%s' lacks '%s'", format, found, errors, expected);
-    free(errors);
-}
-
 static int begin(void **state) {
     struct rng rng;
     (void)state;
-    folder = test_folder("closed_loop");
+    enter("closed_loop");
     FILE *file = fopen(at("ids.txt"), "w");
     assert_non_null(file);
     rng_init(&rng, 9);

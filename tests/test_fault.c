@@ -261,14 +261,7 @@ static bool kill_after(const struct job *job, int64_t us) {
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);
     }
-    assert_true(pid > 0);
-    struct timespec delay = {us / 1000000, us % 1000000 * 1000};
-    nanosleep(&delay, NULL);
-    kill(pid, SIGKILL);
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    if (WIFEXITED(status)) assert_int_equal(WEXITSTATUS(status), 0);
-    return WIFSIGNALED(status);
+    return killed_after(pid, us);
 }
 
 /* Dies at the K-th operation that writes, a write being done by half. */
